@@ -1,0 +1,1 @@
+"""Drover's control plane: schedules moves and conducts them."""

@@ -1,0 +1,1 @@
+"""Drover's daemon on each hypervisor: libvirt, domain XML, disks."""
