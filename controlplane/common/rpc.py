@@ -191,7 +191,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             finally:
                 if self._after is not None:
                     await self._after(method, context, request, failure)
-            await abort_with(context, failure)
+            return await abort_with(context, failure)
 
         return handle
 
