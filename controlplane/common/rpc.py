@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import grpc
 import grpc.aio
@@ -128,6 +128,8 @@ def internal_error(method: str) -> DroverError:
     )
 
 
+_Q = TypeVar("_Q")
+_A = TypeVar("_A")
 Check = Callable[[str, grpc.aio.ServicerContext[Any, Any], Any], Awaitable[None]]
 
 
