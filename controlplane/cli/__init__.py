@@ -1,0 +1,1 @@
+"""The `drover` command: a thin client of the public API."""

@@ -1,0 +1,143 @@
+"""Moves in words: pure functions from a Migration to text."""
+
+from __future__ import annotations
+
+from controlplane.cli.names import short
+from controlplane.cli.output import enum_word
+from controlplane.cli.units import format_bytes, format_seconds, format_time
+from controlplane.common.errors import DroverError
+from controlplane.v1.migration_pb2 import HostVerdict, Migration, Placement
+
+State = Migration.State
+
+ENDED: frozenset[Migration.State.ValueType] = frozenset(
+    {State.STATE_CONFIRMED, State.STATE_REVERTED, State.STATE_FAILED}
+    | {State.STATE_CANCELLED, State.STATE_ABANDONED}
+)
+AT_REST = ENDED | {State.STATE_AWAITING_CONFIRM, State.STATE_STUCK}
+
+_DOING: dict[Migration.State.ValueType, str] = {
+    State.STATE_PENDING: "choosing and claiming a target",
+    State.STATE_PREPARING: "the target checks and reserves",
+    State.STATE_PRECOPYING: "copying disks while the guest runs",
+    State.STATE_STOPPING: "stopping the guest and parking its files",
+    State.STATE_COPYING: "copying disks",
+    State.STATE_FINISHING: "building and starting the guest on the target",
+    State.STATE_AWAITING_CONFIRM: "moved; the source copy waits for confirm or revert",
+    State.STATE_CONFIRMING: "deleting the source copy",
+    State.STATE_CONFIRMED: "done",
+    State.STATE_REVERTING: "going back to the source",
+    State.STATE_REVERTED: "back on the source",
+    State.STATE_UNWINDING: "undoing what was done",
+    State.STATE_FAILED: "failed; the guest is as it was",
+    State.STATE_CANCELLED: "cancelled; the guest is as it was",
+    State.STATE_STUCK: "stuck; an operator has to look",
+    State.STATE_ABANDONED: "abandoned by an operator",
+}
+
+
+def state_word(state: Migration.State.ValueType) -> str:
+    """The state's name as on the command line, as "COPYING"."""
+    return enum_word(State.Name(state), "STATE_")
+
+
+def doing(move: Migration) -> str:
+    """What is being done, in a few words."""
+    return _DOING.get(move.state, state_word(move.state).lower())
+
+
+def copy_words(move: Migration) -> str:
+    """How far the copy has come, as "2.1 GiB of 5.9 GiB (36 %), 312 MiB/s, 12 s left"."""
+    progress = move.progress
+    total = progress.total_bytes
+    share = f" ({100 * progress.done_bytes / total:.0f} %)" if total else ""
+    words = f"{format_bytes(progress.done_bytes)} of {format_bytes(total)}{share}"
+    if progress.rate_bytes_per_second:
+        words += f", {format_bytes(progress.rate_bytes_per_second)}/s"
+    if progress.HasField("eta_seconds"):
+        words += f", {format_seconds(progress.eta_seconds)} left"
+    return words
+
+
+def trouble(move: Migration) -> str:
+    """Why it failed or is being retried, one line; empty when nothing is wrong."""
+    if not move.HasField("error"):
+        return ""
+    error = DroverError.from_status(move.error)
+    return f"{error.reason.name}: {error.message}" if error else move.error.message
+
+
+def route(move: Migration) -> str:
+    """Where from and where to, as "a -> b"."""
+    return f"{short(move.source_host)} -> {short(move.target_host)}"
+
+
+def why_chosen(placement: Placement) -> str:
+    """One line on the choice; empty when no host was chosen."""
+    chosen = next((v for v in placement.verdicts if v.host == placement.chosen_host), None)
+    if not placement.chosen_host:
+        return ""
+    why = f": {chosen.message}" if chosen and chosen.message else ""
+    size = (
+        f" About {format_bytes(placement.estimated_bytes)} have to be copied."
+        if placement.estimated_bytes
+        else ""
+    )
+    return f"Target {short(placement.chosen_host)}{why}{'' if why.endswith('.') else '.'}{size}"
+
+
+def verdict_row(verdict: HostVerdict, chosen: str) -> tuple[str, str, str, str]:
+    """Cells of the verdict table: host, verdict, weight, why."""
+    if not verdict.fits:
+        return short(verdict.host), "no", "", f"{verdict.reason}: {verdict.message}"
+    word = "chosen" if verdict.host == chosen else "fits"
+    return short(verdict.host), word, f"{verdict.weight:.2f}", verdict.message
+
+
+def summary(move: Migration) -> str:
+    """The result of a move at rest, with what can be done next."""
+    name, source, target = (
+        move.instance_display_name,
+        short(move.source_host),
+        short(move.target_host),
+    )
+    ident = short(move.name)
+    match move.state:
+        case State.STATE_AWAITING_CONFIRM:
+            deadline = (
+                f"\nThe copy on {source} is deleted by itself at "
+                f"{format_time(move.confirm_deadline)} unless you revert before."
+                if move.HasField("confirm_deadline")
+                else f"\nThe copy on {source} is kept until you decide:"
+            )
+            return (
+                f"{name} moved from {source} to {target}.{_figures(move)}{deadline}\n"
+                f"  drover migration confirm {ident}   deletes the copy on {source}\n"
+                f"  drover migration revert {ident}    goes back to {source} as it was"
+            )
+        case State.STATE_CONFIRMED:
+            gone = f" The copy on {source} is deleted."
+            return f"{name} lives on {target} alone.{gone}{_figures(move)}"
+        case State.STATE_REVERTED:
+            return f"{name} is back on {source}, as it was when it was stopped there."
+        case State.STATE_FAILED | State.STATE_CANCELLED:
+            how = "was cancelled" if move.state == State.STATE_CANCELLED else "failed"
+            return f"The move of {name} {how}; {name} is on {source} as it was."
+        case State.STATE_STUCK:
+            return (
+                f"The move of {name} is stuck at step {move.step or '?'}.\n"
+                "Mend what the error names, then:\n"
+                f"  drover migration retry {ident}     tries the step again\n"
+                f"  drover migration abandon {ident}   gives up; what is left stays for you"
+            )
+        case _:
+            return f"The move of {name} is {state_word(move.state)}: {doing(move)}."
+
+
+def _figures(move: Migration) -> str:
+    parts = []
+    if move.HasField("downtime"):
+        parts.append(f"downtime {format_seconds(move.downtime.ToMilliseconds() / 1000)}")
+    if move.throughput_bytes_per_second:
+        parts.append(f"copied at {format_bytes(move.throughput_bytes_per_second)}/s")
+    return f" ({', '.join(parts)})" if parts else ""
