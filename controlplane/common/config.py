@@ -62,6 +62,9 @@ def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
 
 
 def _decode_path(kind: type, value: Any) -> Any:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
+    if kind is Path:
+        if isinstance(value, str):
+            return Path(value)
+        # msgspec turns this into a ValidationError that names the place.
+        raise TypeError(f"expected a path, got {type(value).__name__}")
     raise NotImplementedError(f"no decoder for {kind}")

@@ -1,0 +1,171 @@
+"""hostd's durable state: one SQLite file, hostd.db.
+
+What is written here has reached the disk when the transaction returns
+(synchronous=FULL), because every effect on a machine is preceded by the record
+that lets a restarted hostd finish or undo it.
+
+The file belongs to one process; a lock file beside it makes a second hostd on
+the same state refuse to start. All access is blocking and serialised by one
+lock: transactions are a few statements long, and callers sit in worker threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+DATABASE_NAME = "hostd.db"
+LOCK_NAME = "hostd.lock"
+
+# Each entry upgrades the schema by one version; entries are never changed once
+# released, only added.
+_MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE fence (
+        domain_uuid  TEXT PRIMARY KEY,
+        saga_seq     INTEGER NOT NULL,
+        generation   INTEGER NOT NULL,
+        migration_id TEXT NOT NULL,
+        saga_id      TEXT NOT NULL,
+        update_time  REAL NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE stop (
+        migration_id         TEXT PRIMARY KEY,
+        domain_uuid          TEXT NOT NULL,
+        saga_id              TEXT NOT NULL,
+        previous_power_state INTEGER NOT NULL,
+        mode                 INTEGER NOT NULL,
+        timeout_seconds      REAL NOT NULL,
+        retry_seconds        REAL NOT NULL,
+        deadline             REAL NOT NULL,
+        state                TEXT NOT NULL,
+        forced               INTEGER NOT NULL,
+        error                TEXT
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE source (
+        migration_id TEXT PRIMARY KEY,
+        domain_uuid  TEXT NOT NULL,
+        phase        TEXT NOT NULL,
+        parked       TEXT NOT NULL,
+        update_time  REAL NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE target (
+        migration_id TEXT PRIMARY KEY,
+        domain_uuid  TEXT NOT NULL,
+        phase        TEXT NOT NULL,
+        was_built    INTEGER NOT NULL,
+        machine      TEXT NOT NULL,
+        placements   TEXT NOT NULL,
+        reservations TEXT NOT NULL,
+        update_time  REAL NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE created_file (
+        migration_id TEXT NOT NULL,
+        path         TEXT NOT NULL,
+        volume_id    TEXT NOT NULL,
+        PRIMARY KEY (migration_id, path)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE job (
+        job_id       TEXT PRIMARY KEY,
+        migration_id TEXT NOT NULL,
+        domain_uuid  TEXT NOT NULL,
+        state        TEXT NOT NULL,
+        snapshot     TEXT NOT NULL,
+        create_time  REAL NOT NULL,
+        update_time  REAL NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    """,
+)
+SCHEMA_VERSION = len(_MIGRATIONS)
+
+
+class StateError(Exception):
+    """The state cannot be used; the message says why and what to do."""
+
+
+class StateFile:
+    """The open database.
+
+    Args:
+        directory: Where hostd.db lies; made with mode 0700 when missing.
+
+    Raises:
+        StateError: Another hostd uses it, or a newer hostd wrote it.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.directory = directory
+        self._lock_descriptor = _lock_exclusively(directory / LOCK_NAME)
+        self._lock = threading.RLock()
+        path = directory / DATABASE_NAME
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+            self._connection.row_factory = sqlite3.Row
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=FULL")
+            self._upgrade(path)
+        except BaseException:
+            os.close(self._lock_descriptor)
+            raise
+
+    def _upgrade(self, path: Path) -> None:
+        found = int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+        if found > SCHEMA_VERSION:
+            raise StateError(
+                f"{path} has schema version {found}; this hostd knows {SCHEMA_VERSION}."
+                " Install the newer hostd again."
+            )
+        for version in range(found, SCHEMA_VERSION):
+            # executescript ends an open transaction, so it carries its own.
+            script = f"BEGIN IMMEDIATE; {_MIGRATIONS[version]}; PRAGMA user_version={version + 1};"
+            self._connection.executescript(f"{script} COMMIT;")
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One durable transaction; rolled back when the block raises.
+
+        A transaction inside another one of the same thread is part of it.
+        """
+        with self._lock:
+            if self._connection.in_transaction:
+                yield self._connection
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def close(self) -> None:
+        """Close the file and let another process have it."""
+        with self._lock:
+            self._connection.close()
+            os.close(self._lock_descriptor)
+
+
+def _lock_exclusively(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise StateError(
+            f"Another drover-hostd uses {path.parent}. Stop it, or give this one its own"
+            " [state] directory."
+        ) from None
+    return descriptor
+
+
+def now() -> float:
+    """Wall-clock time in seconds, as the state stores it."""
+    return time.time()

@@ -1,0 +1,79 @@
+"""hostd.toml: what is refused, and that the message names the place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from controlplane.common.config import ConfigError
+from hostd.config import read_config
+from hostd.main import main
+
+MINIMAL = """
+fleet = "lab"
+host = "a"
+[storage.roots]
+images = "/srv/images"
+"""
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "hostd.toml"
+    path.write_text(text)
+    return path
+
+
+def test_minimal_file_gets_safe_defaults(tmp_path: Path) -> None:
+    config = read_config(write(tmp_path, MINIMAL))
+    assert config.identity.uri == "drover://lab/host/a"
+    assert config.storage.roots == {"images": Path("/srv/images")}
+    assert config.storage.allowed_formats == ("qcow2", "raw")
+    assert config.listen.control == "0.0.0.0:7442"
+    assert config.listen.data_address == "0.0.0.0:7443"
+    assert config.limits.max_copies == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('fleet = "lab"\nhost = "a"\n', "storage"),
+        (MINIMAL + "typo = 1\n", "$.storage.roots[...]: expected a path"),
+        ("surprise = 1\n" + MINIMAL, "surprise"),
+        (MINIMAL.replace('"a"', '"A B"'), "host: 'A B'"),
+        (MINIMAL.replace('"/srv/images"', '"images"'), "storage.roots.images"),
+        (MINIMAL.replace('"/srv/images"', '"/srv/../etc"'), "storage.roots.images"),
+        (MINIMAL + '[listen]\ncontrol = "7442"\n', "listen.control"),
+        (MINIMAL + '[listen]\ndata = "::1:7443"\n', "listen.data"),
+        (MINIMAL + "[limits]\nmax_copies = 0\n", "max_copies"),
+        (MINIMAL + '[limits]\nmax_copies = "2"\n', "$.limits.max_copies"),
+        (MINIMAL + '[log]\nlevel = "loud"\n', "log.level"),
+        (
+            MINIMAL.replace(
+                "[storage.roots]", '[storage]\nallowed_formats = ["vmdk"]\n[storage.roots]'
+            ),
+            "allowed_formats",
+        ),
+        ("not toml", "hostd.toml"),
+    ],
+)
+def test_refusals_name_the_place(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        read_config(write(tmp_path, text))
+    assert says in str(refused.value)
+    assert "hostd.toml" in str(refused.value)
+
+
+def test_check_config_says_what_is_missing(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + f'[tls]\nca = "{tmp_path}/ca.pem"\n')
+    result = CliRunner().invoke(main, ["--config", str(path), "check-config"])
+    assert result.exit_code == 1
+    assert "drover-hostd join" in result.output
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--config", str(tmp_path / "none.toml")])
+    assert result.exit_code == 1
+    assert "no such file" in result.output
+    assert "Traceback" not in result.output
