@@ -39,7 +39,7 @@ def test_minimal_file_gets_safe_defaults(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ('fleet = "lab"\nhost = "a"\n', "storage"),
-        (MINIMAL + "typo = 1\n", "$.storage.roots[...]: expected a path"),
+        (MINIMAL + "typo = 1\n", "expected a path, got int - at `$.storage.roots"),
         ("surprise = 1\n" + MINIMAL, "surprise"),
         (MINIMAL.replace('"a"', '"A B"'), "host: 'A B'"),
         (MINIMAL.replace('"/srv/images"', '"images"'), "storage.roots.images"),
