@@ -106,6 +106,7 @@ class Reason(Enum):
     HOST_DEAD = _state("Start drover-hostd there, or choose another host.")
     HOST_GONE = _state("The host was declared gone; join it anew to use it again.")
     HOST_NOT_JOINED = _state("Run the join command on the host first.")
+    HOST_NOT_REQUESTED = _state("Leave the host out to let the scheduler choose.")
     HOST_BUSY = _state("Wait until the moves of this host are at rest.")
     NO_VALID_HOST = ReasonInfo(
         _C.RESOURCE_EXHAUSTED,

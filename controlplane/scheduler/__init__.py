@@ -1,0 +1,1 @@
+"""Choosing a host: filters, weighers and a reason for every host. Pure."""
