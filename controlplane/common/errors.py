@@ -186,6 +186,18 @@ class DroverError(Exception):
         )
 
 
+class Transient(Exception):
+    """The outcome is unknown, or the other side cannot answer now: ask again until it is known.
+
+    Attributes:
+        error: What to tell whoever looks on meanwhile.
+    """
+
+    def __init__(self, error: DroverError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
 def status_from_json(stored: Mapping[str, Any]) -> status_pb2.Status:
     """The google.rpc.Status of an error stored with `DroverError.to_json`."""
     return DroverError.from_json(stored).to_status()
