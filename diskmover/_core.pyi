@@ -1,0 +1,67 @@
+"""The Rust core; `diskmover` is the documented API over it."""
+
+from collections.abc import Sequence
+from os import PathLike
+
+from diskmover.errors import MoverError
+
+_Path = str | PathLike[str]
+_Tls = tuple[_Path, _Path, _Path]
+# volume_id, root, name, size_bytes, mode, uid, gid
+_Incoming = tuple[str, _Path, str, int, int, int | None, int | None]
+# volume_id, path, size_bytes
+_Outgoing = tuple[str, _Path, int | None]
+# done, total, resumed, wire, rate, eta, limited_by, connections
+_Progress = tuple[int, int, int, int, int, float | None, str, int]
+# volume_id, size, data, zero, wire, chunk_size, digest, mode
+_Receipt = tuple[str, int, int, int, int, int, str, str]
+
+class Receiver:
+    def __init__(
+        self,
+        listen: str,
+        tls: _Tls,
+        max_sessions: int,
+        max_connections: int,
+        buffer_bytes: int,
+        idle_timeout_seconds: float,
+    ) -> None: ...
+    def address(self) -> str: ...
+    def open_session(
+        self, session_id: str, key: bytes, sender: str, volumes: Sequence[_Incoming], tag: str
+    ) -> None: ...
+    def session_status(
+        self, session_id: str
+    ) -> tuple[str, _Progress, list[_Receipt], MoverError | None]: ...
+    def close_session(self, session_id: str) -> None: ...
+    def serve_names(self, root: _Path) -> None: ...
+    def close(self) -> None: ...
+
+class Push:
+    def __init__(
+        self,
+        to: str,
+        receiver: str | None,
+        tls: _Tls,
+        session_id: str,
+        key: bytes,
+        tag: str,
+        volumes: Sequence[_Outgoing],
+        connections: int,
+        limit_bytes_per_second: int | None,
+        compression: int | None,
+        trust_holes: bool,
+        buffer_bytes: int,
+        reconnect_timeout_seconds: float,
+    ) -> None: ...
+    def progress(self) -> _Progress: ...
+    def cancel(self) -> None: ...
+    def set_limit(self, limit_bytes_per_second: int | None) -> None: ...
+    def wait(self, timeout: float | None) -> list[_Receipt] | None: ...
+
+def reserve(root: _Path, name: str, tag: str, size_bytes: int, allocate: bool) -> None: ...
+def discard(root: _Path, name: str, tag: str) -> None: ...
+def discard_published(root: _Path, name: str, tag: str) -> bool: ...
+def digest(path: _Path) -> tuple[int, int, int, int, str]: ...
+def open_beneath(root: _Path, name: str, flags: int, mode: int) -> int: ...
+def error_codes() -> list[tuple[str, bool]]: ...

@@ -1,0 +1,170 @@
+"""Values that go into and come out of diskmover."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum, unique
+from pathlib import Path
+
+from diskmover.errors import MoverError
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """Own credentials, PEM files.
+
+    Attributes:
+        cert: Certificate chain, leaf first, with a URI subject alternative name.
+        key: Private key of the leaf, PKCS#8, SEC1 or PKCS#1.
+        ca: The authority (or several) that peers must come from.
+    """
+
+    cert: Path
+    key: Path
+    ca: Path
+
+
+@dataclass(frozen=True)
+class IncomingVolume:
+    """A volume that a session may receive.
+
+    Attributes:
+        volume_id: Name of the volume on the wire, 1 to 255 bytes.
+        root: Directory that the target must stay beneath. Must exist.
+        name: Target relative to `root`; directories in it must exist.
+        size_bytes: Exact size; another size announced by the sender is refused.
+        mode: Permission bits of the published file.
+        uid: Owner of the published file; None to leave it.
+        gid: Group of the published file; None to leave it.
+    """
+
+    volume_id: str
+    root: Path
+    name: str
+    size_bytes: int
+    mode: int = 0o600
+    uid: int | None = None
+    gid: int | None = None
+
+
+@dataclass(frozen=True)
+class OutgoingVolume:
+    """A volume to send.
+
+    Attributes:
+        volume_id: Name of the volume on the wire, as the receiver knows it.
+        path: Regular file or block device; opened read-only, and a symlink as
+            the last part is refused. The caller has resolved it.
+        size_bytes: Refuse with SOURCE_INVALID when it has another size; None to
+            take the size that it has.
+    """
+
+    volume_id: str
+    path: Path
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a copy has come.
+
+    Attributes:
+        done_bytes: Bytes of the volumes that are placed on the target, sent or
+            known to be zero or found there on resume.
+        total_bytes: Bytes of all volumes together.
+        resumed_bytes: The part of `done_bytes` that was durable on the target
+            before this copy began.
+        wire_bytes: Bytes of frames sent, after compression, without TLS framing.
+        rate_bytes_per_second: Bytes of volume a second, smoothed over seconds.
+        eta_seconds: Expected time to the end; None while unknown.
+        limited_by: "source-read", "compress", "network", "target-write",
+            "throttle", or "" while unknown.
+        connections: Connections that stand now.
+    """
+
+    done_bytes: int
+    total_bytes: int
+    resumed_bytes: int
+    wire_bytes: int
+    rate_bytes_per_second: int
+    eta_seconds: float | None
+    limited_by: str
+    connections: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What was placed on the target, proven by a digest that both ends computed.
+
+    Attributes:
+        volume_id: The volume.
+        size_bytes: Its length.
+        data_bytes: Bytes in 4 KiB blocks that are not all zero.
+        zero_bytes: The rest: never sent.
+        wire_bytes: Bytes of frames that the last sender sent for it.
+        chunk_size_bytes: Chunk size of the digest.
+        digest: Root digest of docs/wire-protocol.md, lower-case hex. It depends
+            on nothing but the content.
+        mode: "verbatim".
+    """
+
+    volume_id: str
+    size_bytes: int
+    data_bytes: int
+    zero_bytes: int
+    wire_bytes: int
+    chunk_size_bytes: int
+    digest: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """The digest of a local file or block device.
+
+    Attributes:
+        size_bytes: Its length.
+        data_bytes: Bytes in 4 KiB blocks that are not all zero.
+        zero_bytes: The rest.
+        chunk_size_bytes: Chunk size of the digest.
+        digest: Root digest, equal to that of a `Receipt` for the same content.
+    """
+
+    size_bytes: int
+    data_bytes: int
+    zero_bytes: int
+    chunk_size_bytes: int
+    digest: str
+
+
+@unique
+class SessionState(StrEnum):
+    """Where a receiving session stands.
+
+    WAITING -> RECEIVING -> DONE | FAILED. DONE and FAILED are final: the key is
+    used up, and only another `open_session` begins again.
+    """
+
+    WAITING = "WAITING"
+    RECEIVING = "RECEIVING"
+    DONE = "DONE"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class SessionStatus:
+    """A snapshot of a receiving session.
+
+    Attributes:
+        session_id: The session.
+        state: Where it stands.
+        progress: How far it has come, as the receiver sees it.
+        receipts: One for each volume when DONE, else empty.
+        error: Why, when FAILED.
+    """
+
+    session_id: str
+    state: SessionState
+    progress: Progress
+    receipts: tuple[Receipt, ...]
+    error: MoverError | None

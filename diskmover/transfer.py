@@ -1,0 +1,260 @@
+"""Receiving and sending volumes.
+
+    hostd of the target                      hostd of the source
+    Receiver  <====== N x mutual TLS ======  Push
+      open_session(id, key, sender, ...)       Push(to, receiver, id, key, ...)
+      session_status(id)                       progress(), wait()
+
+Everything here blocks for a bounded time and releases the GIL; call it from a
+thread when an event loop runs. The work itself is done by threads of the Rust
+core, which never touch Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from diskmover import _core
+from diskmover.model import (
+    IncomingVolume,
+    OutgoingVolume,
+    Progress,
+    Receipt,
+    SessionState,
+    SessionStatus,
+    TlsFiles,
+)
+
+DEFAULT_CONNECTIONS = 4
+DEFAULT_BUFFER_BYTES = 64 << 20
+
+
+class Receiver:
+    """A listener for incoming copies; one is enough for a process.
+
+    Use it as a context manager, or call `close`.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        tls: TlsFiles,
+        *,
+        max_sessions: int = 16,
+        max_connections: int = 128,
+        buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        idle_timeout_seconds: float = 60.0,
+    ) -> None:
+        """Bind and listen at once.
+
+        Args:
+            listen: "HOST:PORT"; port 0 lets the system choose (see `address`).
+            tls: Own credentials. They are read again for each connection, so
+                a renewed certificate needs no restart.
+            max_sessions: Sessions that can be open at the same time.
+            max_connections: Connections over all sessions.
+            buffer_bytes: Memory for chunks in flight, for each session.
+            idle_timeout_seconds: A connection on which nothing arrives for so
+                long is dropped. Senders give a sign every few seconds.
+
+        Raises:
+            MoverError: INVALID_ARGUMENT, CREDENTIALS, or CONNECT_FAILED when
+                the address cannot be bound.
+        """
+        self._core = _core.Receiver(
+            listen,
+            (tls.cert, tls.key, tls.ca),
+            max_sessions,
+            max_connections,
+            buffer_bytes,
+            idle_timeout_seconds,
+        )
+
+    @property
+    def address(self) -> str:
+        """The address that is listened on, "HOST:PORT" with the real port."""
+        return self._core.address()
+
+    def open_session(
+        self,
+        session_id: str,
+        key: bytes,
+        *,
+        sender: str,
+        volumes: Sequence[IncomingVolume],
+        tag: str,
+    ) -> None:
+        """Let one sender attempt write these volumes.
+
+        An older opening of the same session is closed first (its parts stay),
+        and its key is refused from then on with SESSION_KEY_REPLAYED.
+
+        Args:
+            session_id: 1 to 128 bytes.
+            key: 32 secret bytes that only the sender knows as well.
+            sender: The exact URI name in the sender's certificate.
+            volumes: What it may write, and where.
+            tag: Names the copy across attempts (a migration id): a later
+                session with the same tag goes on from what is durable. 1 to 64
+                of letters, digits, ".", "_", "-"; not beginning with ".".
+
+        Raises:
+            MoverError: INVALID_ARGUMENT, LIMIT_EXCEEDED.
+        """
+        self._core.open_session(
+            session_id,
+            key,
+            sender,
+            [(v.volume_id, v.root, v.name, v.size_bytes, v.mode, v.uid, v.gid) for v in volumes],
+            tag,
+        )
+
+    def session_status(self, session_id: str) -> SessionStatus:
+        """Tell where a session stands.
+
+        Raises:
+            MoverError: SESSION_UNKNOWN.
+        """
+        state, progress, receipts, error = self._core.session_status(session_id)
+        return SessionStatus(
+            session_id=session_id,
+            state=SessionState(state),
+            progress=Progress(*progress),
+            receipts=tuple(Receipt(*receipt) for receipt in receipts),
+            error=error,
+        )
+
+    def close_session(self, session_id: str) -> None:
+        """Forget a session; does nothing when there is none.
+
+        Its threads have ended and its locks are free when this returns. Parts
+        and journals stay, so that another session can go on from them.
+        """
+        self._core.close_session(session_id)
+
+    def serve_names(self, root: Path) -> None:
+        """Accept any sender with a certificate of the CA, without sessions.
+
+        This is what `diskmover serve` does: a sender names its files, they are
+        placed directly in `root`, and never over an existing file.
+
+        Args:
+            root: The directory to place files in.
+
+        Raises:
+            MoverError: INVALID_ARGUMENT when `root` is not a directory.
+        """
+        self._core.serve_names(root)
+
+    def close(self) -> None:
+        """Stop listening and close all sessions; parts and journals stay."""
+        self._core.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Push:
+    """A copy under way: it starts when it is made and runs in its own threads."""
+
+    def __init__(
+        self,
+        *,
+        to: str,
+        receiver: str | None,
+        tls: TlsFiles,
+        session_id: str,
+        key: bytes,
+        tag: str,
+        volumes: Sequence[OutgoingVolume],
+        connections: int = DEFAULT_CONNECTIONS,
+        limit_bytes_per_second: int | None = None,
+        compression: int | None = 1,
+        holes: Literal["trust", "read"] = "trust",
+        buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        reconnect_timeout_seconds: float = 30.0,
+    ) -> None:
+        """Open the sources and start to send.
+
+        Args:
+            to: Address of the receiver, "HOST:PORT".
+            receiver: The exact URI name that its certificate must carry. None
+                accepts every certificate of the CA, for the stand-alone tool.
+            tls: Own credentials.
+            session_id: As opened at the receiver.
+            key: The secret of that opening, 32 bytes.
+            tag: As opened at the receiver.
+            volumes: What to send; all volumes of the session.
+            connections: Number of connections, 1 to 64.
+            limit_bytes_per_second: Most bytes of frames a second over all
+                connections; None for no limit.
+            compression: zstd level (-7 to 19) for chunks that it helps; None to
+                send all chunks as they are.
+            holes: "trust" skips what the file system reports as a hole; "read"
+                reads it, for file systems whose reports cannot be trusted.
+            buffer_bytes: Memory for chunks in flight.
+            reconnect_timeout_seconds: How long to try when no connection stands.
+
+        Raises:
+            MoverError: INVALID_ARGUMENT, CREDENTIALS, SOURCE_MISSING,
+                SOURCE_INVALID, SOURCE_IO. Everything else comes from `wait`.
+        """
+        self._core = _core.Push(
+            to,
+            receiver,
+            (tls.cert, tls.key, tls.ca),
+            session_id,
+            key,
+            tag,
+            [(v.volume_id, v.path, v.size_bytes) for v in volumes],
+            connections,
+            limit_bytes_per_second,
+            compression,
+            holes == "trust",
+            buffer_bytes,
+            reconnect_timeout_seconds,
+        )
+
+    def progress(self) -> Progress:
+        """Tell how far it has come; costs nothing, never blocks."""
+        return Progress(*self._core.progress())
+
+    def cancel(self) -> None:
+        """Stop, and return when the threads have ended (under 2 seconds).
+
+        `wait` then raises CANCELLED, unless the copy was finished before. What
+        is durable on the target stays there. May be called more than once.
+        """
+        self._core.cancel()
+
+    def set_limit(self, limit_bytes_per_second: int | None) -> None:
+        """Change the limit of the running copy; None lifts it."""
+        self._core.set_limit(limit_bytes_per_second)
+
+    def wait(self, timeout: float | None = None) -> list[Receipt] | None:
+        """Wait for the end.
+
+        Args:
+            timeout: Seconds to wait at most; None to wait to the end. A signal
+                (Ctrl-C) interrupts the waiting, not the copy.
+
+        Returns:
+            The receipts in the order of the volumes, or None when it still runs
+            after `timeout`. Repeated calls give the same.
+
+        Raises:
+            MoverError: Why the copy failed; every code is possible.
+        """
+        receipts = self._core.wait(timeout)
+        return None if receipts is None else [Receipt(*receipt) for receipt in receipts]
