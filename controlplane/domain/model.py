@@ -15,15 +15,14 @@ from typing import Any
 import msgspec
 
 from controlplane.domain.states import (
-    ConfirmPolicy,
     HostState,
     MigrationKind,
     MigrationState,
     PowerState,
-    ShutdownMode,
     TaskState,
     VmState,
 )
+from controlplane.v1 import migration_pb2
 from hostd.v1 import domain_pb2, host_pb2, job_pb2
 
 DEFAULT_PROJECT = "default"
@@ -41,21 +40,6 @@ class Size(msgspec.Struct, frozen=True, kw_only=True):
     vcpus: int = 0
     memory_mib: int = 0
     disk_bytes: int = 0
-
-    @classmethod
-    def of(cls, instance: Instance, flavor: FlavorSize | None) -> Size:
-        """What a machine takes on a host that does not have its disks yet.
-
-        Args:
-            instance: The machine.
-            flavor: The size it will have there; None for the one it has.
-        """
-        shape = instance if flavor is None else flavor
-        return cls(
-            vcpus=shape.vcpus,
-            memory_mib=shape.memory_mib,
-            disk_bytes=sum(volume.allocated_bytes for volume in instance.description.volumes),
-        )
 
 
 class Ratios(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,24 +68,6 @@ class FlavorSize(msgspec.Struct, frozen=True, kw_only=True):
     vcpus: int
     memory_mib: int
     root_disk_bytes: int = 0
-
-
-class MoveOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """The choices of the one who asked for a move, defaults filled in.
-
-    Attributes:
-        shutdown_mode: How the guest is stopped.
-        shutdown_timeout_seconds: How long it may take to stop.
-        confirm_policy: What happens to the source copy.
-        confirm_after_seconds: Window of ConfirmPolicy.AFTER; None for the others.
-        bandwidth_limit_bytes_per_second: On the network; 0 for no limit.
-    """
-
-    shutdown_mode: ShutdownMode = ShutdownMode.GRACEFUL_THEN_FORCE
-    shutdown_timeout_seconds: float = 60.0
-    confirm_policy: ConfirmPolicy = ConfirmPolicy.MANUAL
-    confirm_after_seconds: float | None = None
-    bandwidth_limit_bytes_per_second: int = 0
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -258,11 +224,7 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class Migration:
-    """One move. `target_host` and `saga_id` are empty until there is one.
-
-    `old_size` and `old_flavor` are what the machine had before the move made the
-    target its owner; `old_size` is None until then.
-    """
+    """One move. `target_host` and `saga_id` are empty until there is one."""
 
     id: str
     instance_uid: str
@@ -275,14 +237,12 @@ class Migration:
     source_host: str
     target_host: str
     flavor: FlavorSize | None
-    options: MoveOptions
-    placement: Placement
+    options: migration_pb2.MigrationOptions
+    placement: migration_pb2.Placement
     description: domain_pb2.Domain | None
     progress: job_pb2.CopyProgress | None
     receipts: tuple[job_pb2.VolumeReceipt, ...]
     error: Mapping[str, Any] | None
-    old_size: Size | None
-    old_flavor: str
     previous_power_state: PowerState | None
     confirm_deadline: datetime | None
     stop_time: datetime | None

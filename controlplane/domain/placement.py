@@ -1,14 +1,8 @@
-"""Going through the candidates of a placement, best first.
-
-A placement keeps its reasons: a host that refuses later on stays in the list
-with why, so that whoever asks afterwards sees the whole story.
-"""
+"""The refusal that a placement without a host stands for."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import msgspec
 
 from controlplane.common.errors import DroverError, Violation
 from controlplane.common.reasons import Reason
@@ -17,31 +11,6 @@ from controlplane.domain.names import host_name, instance_name
 
 _SHOWN_IN_MESSAGE = 5
 _SHOWN_IN_STATUS = 20  # a status travels in trailers, which clients limit to 8 KiB
-
-
-def next_candidate(placement: Placement) -> str | None:
-    """The best host that has not refused; None when there is none left."""
-    return next((verdict.host for verdict in placement.verdicts if verdict.fits), None)
-
-
-def refused(placement: Placement, host: str, refusal: DroverError) -> Placement:
-    """The placement after a host has refused the machine for good.
-
-    Returns:
-        A placement in which the host comes after those that fit, with the
-        refusal as its reason, and the next candidate is the chosen host.
-    """
-    verdict = Verdict(
-        host=host, fits=False, reason=refusal.reason.name, message=_one_line(refusal.message)
-    )
-    others = [other for other in placement.verdicts if other.host != host]
-    verdicts = (
-        *(other for other in others if other.fits),
-        verdict,
-        *(other for other in others if not other.fits),
-    )
-    after = msgspec.structs.replace(placement, verdicts=verdicts)
-    return msgspec.structs.replace(after, chosen_host=next_candidate(after) or "")
 
 
 def no_valid_host(
@@ -95,7 +64,3 @@ def _violations(verdicts: Sequence[Verdict]) -> list[Violation]:
         )
         for reason, group in sorted(by_reason.items(), key=lambda item: -len(item[1]))
     ]
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -11,8 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from controlplane.domain.capacity import limits_of
-from controlplane.domain.model import Claim, Ratios
-from controlplane.domain.model import Size as Size
+from controlplane.domain.model import Claim, Ratios, Size
 from controlplane.domain.states import HostState
 from controlplane.store import hosts
 from controlplane.store.tables import claims
@@ -64,22 +63,6 @@ def move(tx: Connection, consumer: str, host: str) -> bool:
     return changed.rowcount == 1
 
 
-def swap(tx: Connection, one: str, other: str) -> None:
-    """Exchange host, CPUs and memory of two consumers; one that holds nothing gives nothing.
-
-    Changing the owner of a machine is a swap of the instance's claim with the
-    move's, and changing it back is the same swap again. Ownership changes only
-    once the disks are written, so neither holds unwritten disk afterwards.
-    """
-    first, second = find(tx, one), find(tx, other)
-    for consumer, claim in ((one, second), (other, first)):
-        if claim is None:
-            drop(tx, consumer)
-        else:
-            written = Size(vcpus=claim.size.vcpus, memory_mib=claim.size.memory_mib)
-            put(tx, consumer, claim.host, written)
-
-
 def drop(tx: Connection, consumer: str) -> bool:
     """Give up the consumer's claim; False when it held none."""
     changed = tx.execute(sa.delete(claims).where(claims.c.consumer == consumer))
@@ -100,15 +83,7 @@ def claimed(tx: Connection, host: str, *, but_not: str = "") -> Size:
     )
 
 
-def fits(
-    tx: Connection,
-    host: str,
-    size: Size,
-    cpu_allocation_ratio: float,
-    memory_allocation_ratio: float,
-    *,
-    but_not: str = "",
-) -> bool:
+def fits(tx: Connection, host: str, size: Size, ratios: Ratios) -> bool:
     """True when the host is enabled, has reported and has room for a size besides all claims.
 
     A look only: what it saw can be taken by another transaction. Use `try_claim`
@@ -117,20 +92,10 @@ def fits(
     found = hosts.find(tx, host)
     if found is None or found.state is not HostState.ENABLED or found.facts is None:
         return False
-    limits = limits_of(
-        found.facts, Ratios(cpu=cpu_allocation_ratio, memory=memory_allocation_ratio)
-    )
-    return _within(claimed(tx, host, but_not=but_not), size, limits)
+    return _within(claimed(tx, host), size, limits_of(found.facts, ratios))
 
 
-def try_claim(
-    tx: Connection,
-    consumer: str,
-    host: str,
-    size: Size,
-    cpu_allocation_ratio: float,
-    memory_allocation_ratio: float,
-) -> bool:
+def try_claim(tx: Connection, consumer: str, host: str, size: Size, limits: Size) -> bool:
     """Claim room on an enabled host if it has that much.
 
     The host's row is locked first, so that of two transactions that want the
@@ -142,14 +107,14 @@ def try_claim(
         consumer: `instance_consumer(uid)` or `migration_consumer(id)`.
         host: Bare name of the host.
         size: What to claim.
-        cpu_allocation_ratio: Virtual CPUs promised per host CPU.
-        memory_allocation_ratio: Guest memory promised per host memory.
+        limits: What may be claimed there in total, from `capacity.limits_of`.
 
     Returns:
         False, with nothing changed, when the host is not enabled or has no room.
     """
-    hosts.lock(tx, host)
-    if not fits(tx, host, size, cpu_allocation_ratio, memory_allocation_ratio, but_not=consumer):
+    if hosts.lock(tx, host) is not HostState.ENABLED:
+        return False
+    if not _within(claimed(tx, host, but_not=consumer), size, limits):
         return False
     put(tx, consumer, host, size)
     return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypedDict, Unpack
 
 import sqlalchemy as sa
@@ -17,22 +17,19 @@ from controlplane.domain.model import (
     FlavorSize,
     Instance,
     MigrationEvent,
-    MoveOptions,
-    Placement,
-    Size,
 )
 from controlplane.domain.model import Migration as Migration
 from controlplane.domain.names import instance_name, migration_name
 from controlplane.domain.states import (
     FINAL_STATES,
-    ConfirmPolicy,
     MigrationKind,
     MigrationState,
     PowerState,
 )
 from controlplane.store.rows import created_now, fields, not_found, update_versioned
 from controlplane.store.tables import migration_events, migrations
-from controlplane.store.types import UtcTime, utc_now
+from controlplane.store.types import utc_now
+from controlplane.v1 import migration_pb2
 from hostd.v1 import domain_pb2, job_pb2
 
 
@@ -44,13 +41,11 @@ class MigrationChanges(TypedDict, total=False):
     attempt: int
     saga_id: str
     target_host: str
-    placement: Placement
+    placement: migration_pb2.Placement
     description: domain_pb2.Domain | None
     progress: job_pb2.CopyProgress | None
     receipts: Sequence[job_pb2.VolumeReceipt]
     error: Mapping[str, Any] | None
-    old_size: Size | None
-    old_flavor: str
     previous_power_state: PowerState | None
     confirm_deadline: datetime | None
     stop_time: datetime | None
@@ -65,8 +60,8 @@ def create(
     instance: Instance,
     target_host: str,
     flavor: FlavorSize | None,
-    options: MoveOptions,
-    placement: Placement,
+    options: migration_pb2.MigrationOptions,
+    placement: migration_pb2.Placement,
     created_by: str,
     description: domain_pb2.Domain | None = None,
 ) -> Migration:
@@ -214,44 +209,6 @@ def set_progress(tx: Connection, migration_id: str, progress: job_pb2.CopyProgre
         update(tx, migration_id, progress=progress)
 
 
-def set_receipts(
-    tx: Connection, migration_id: str, receipts: Sequence[job_pb2.VolumeReceipt]
-) -> None:
-    """Keep the receipts of a finished copy and its average rate since the copy step began."""
-    began = _event_time(tx, migration_id, "copy", "STARTED")
-    seconds = (utc_now() - began).total_seconds() if began is not None else 0.0
-    total_bytes = sum(receipt.size_bytes for receipt in receipts)
-    update(
-        tx,
-        migration_id,
-        receipts=tuple(receipts),
-        throughput_bytes_per_second=round(total_bytes / seconds) if seconds > 0 else 0,
-    )
-
-
-def set_running_time(tx: Connection, migration_id: str) -> None:
-    """Note that the guest runs on the target; the downtime ends with the first call.
-
-    The downtime begins when the stop step was first tried, unless the step has
-    noted a better `stop_time`.
-    """
-    row = get(tx, migration_id)
-    if row.running_time is None:
-        began = row.stop_time or _event_time(tx, migration_id, "stop", "STARTED")
-        update(tx, migration_id, running_time=utc_now(), stop_time=began)
-
-
-def start_confirm_window(tx: Connection, migration_id: str) -> None:
-    """Set when the source copy is deleted by itself, as the confirm policy says."""
-    options = get(tx, migration_id).options
-    deadline: datetime | None = None
-    if options.confirm_policy is ConfirmPolicy.AUTO:
-        deadline = utc_now()
-    elif options.confirm_policy is ConfirmPolicy.AFTER:
-        deadline = utc_now() + timedelta(seconds=options.confirm_after_seconds or 0.0)
-    update(tx, migration_id, confirm_deadline=deadline)
-
-
 def add_event(
     tx: Connection,
     migration_id: str,
@@ -315,15 +272,6 @@ def events(
         .limit(limit)
     )
     return [MigrationEvent(**row._mapping) for row in tx.execute(query)]
-
-
-def _event_time(tx: Connection, migration_id: str, step: str, kind: str) -> datetime | None:
-    query = sa.select(sa.func.min(migration_events.c.time, type_=UtcTime())).where(
-        migration_events.c.migration_id == migration_id,
-        migration_events.c.step == step,
-        migration_events.c.kind == kind,
-    )
-    return tx.execute(query).scalar_one_or_none()
 
 
 def _migration(row: Row[Any]) -> Migration:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.types import JSON
 
-from controlplane.domain.model import FlavorSize, MoveOptions, Placement, Size
+from controlplane.domain.model import FlavorSize
 from controlplane.domain.states import (
     FINAL_STATES,
     HostState,
@@ -22,6 +22,7 @@ from controlplane.domain.states import (
 )
 from controlplane.store.metadata import metadata
 from controlplane.store.types import EnumText, ProtoJson, ProtoListJson, StructJson, UtcTime
+from controlplane.v1 import migration_pb2
 from hostd.v1 import domain_pb2, host_pb2, job_pb2
 
 _HOST = sa.String(63)
@@ -152,14 +153,12 @@ migrations = sa.Table(
     sa.Column("source_host", _HOST, nullable=False),
     _text("target_host", _HOST),
     sa.Column("flavor", StructJson(FlavorSize)),
-    sa.Column("options", StructJson(MoveOptions), nullable=False),
-    sa.Column("placement", StructJson(Placement), nullable=False),
+    sa.Column("options", ProtoJson(migration_pb2.MigrationOptions), nullable=False),
+    sa.Column("placement", ProtoJson(migration_pb2.Placement), nullable=False),
     sa.Column("description", ProtoJson(domain_pb2.Domain)),
     sa.Column("progress", ProtoJson(job_pb2.CopyProgress)),
     sa.Column("receipts", ProtoListJson(job_pb2.VolumeReceipt), nullable=False),
     sa.Column("error", JSON(none_as_null=True)),
-    sa.Column("old_size", StructJson(Size)),
-    _text("old_flavor", sa.String(63)),
     sa.Column("previous_power_state", EnumText(PowerState)),
     sa.Column("confirm_deadline", UtcTime),
     sa.Column("stop_time", UtcTime),
