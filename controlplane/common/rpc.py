@@ -7,6 +7,7 @@ so that every refusal of the others is an ordinary `DroverError` as well.
 
 from __future__ import annotations
 
+import inspect
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         self._before = before
         self._after = after
 
-    async def intercept_service(
+    async def intercept_service(  # type: ignore[override]  # mypy cannot unify the method's own generics
         self,
         continuation: Callable[
             [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]
@@ -203,7 +204,11 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             try:
                 for check in self._before:
                     await check(method, context, request)
-                async for response in call(request, context):
+                responses = call(request, context)
+                if inspect.isawaitable(responses):  # it writes to the context itself: health
+                    await responses
+                    return
+                async for response in responses:
                     yield response
                 return
             except (grpc.aio.AbortError, grpc.RpcError):
