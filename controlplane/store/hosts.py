@@ -87,6 +87,15 @@ def list_all(tx: Connection) -> list[Host]:
     return [_host(row) for row in tx.execute(_SELECT.order_by(hosts.c.name))]
 
 
+def adopting(tx: Connection) -> frozenset[str]:
+    """Names of the joined hosts whose domains become instances by themselves."""
+    query = sa.select(hosts.c.name).where(
+        hosts.c.adopt_domains == sa.true(),
+        hosts.c.state.in_([HostState.ENABLED, HostState.DISABLED]),
+    )
+    return frozenset(tx.execute(query).scalars())
+
+
 def update(
     tx: Connection,
     name: str,

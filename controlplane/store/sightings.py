@@ -64,16 +64,18 @@ def replace(
     Returns:
         UUIDs that the host reports now, reported before, or both.
     """
-    known = set(tx.execute(sa.select(sightings.c.uuid).where(sightings.c.host == host)).scalars())
+    known = _known(tx, host)
     reported = {domain.uuid: domain for domain in domains}
-    for uuid, domain in reported.items():
+    unchanged = [uuid for uuid, domain in reported.items() if known.get(uuid) == domain]
+    for chunk in _chunks(unchanged):
+        at = sa.and_(sightings.c.host == host, sightings.c.uuid.in_(chunk))
+        tx.execute(sa.update(sightings).where(at).values(last_seen=now, current=True))
+    for uuid in reported.keys() - set(unchanged):
+        domain = reported[uuid]
         values = {"name": domain.name, "domain": domain, "last_seen": now, "current": True}
         if uuid in known:
-            tx.execute(
-                sa.update(sightings)
-                .where(sightings.c.host == host, sightings.c.uuid == uuid)
-                .values(values)
-            )
+            at = sa.and_(sightings.c.host == host, sightings.c.uuid == uuid)
+            tx.execute(sa.update(sightings).where(at).values(values))
         else:
             tx.execute(sa.insert(sightings).values(host=host, uuid=uuid, **values))
     _replace_macs(tx, host, reported)
@@ -82,7 +84,7 @@ def replace(
         at = sa.and_(sightings.c.host == host, sightings.c.uuid.in_(chunk))
         tx.execute(sa.update(sightings).where(at).values(current=False))
         tx.execute(sa.delete(sightings).where(at, sightings.c.last_seen < forget_before))
-    return known | reported.keys()
+    return known.keys() | reported.keys()
 
 
 def forget_host(tx: Connection, host: str) -> set[str]:
@@ -135,6 +137,11 @@ def clashes(tx: Connection, machine: domain_pb2.Domain) -> list[Clash]:
         )
         found += [Clash(row.host, row.uuid, row.name, row.mac) for row in tx.execute(shared)]
     return found
+
+
+def _known(tx: Connection, host: str) -> dict[str, domain_pb2.Domain]:
+    query = sa.select(sightings.c.uuid, sightings.c.domain).where(sightings.c.host == host)
+    return {row.uuid: row.domain for row in tx.execute(query)}
 
 
 def _replace_macs(tx: Connection, host: str, reported: dict[str, domain_pb2.Domain]) -> None:

@@ -39,3 +39,8 @@ def use(tx: Connection, secret_sha256: str, host: str, now: datetime) -> bool:
         .values(used_time=now)
     )
     return used.rowcount == 1
+
+
+def drop(tx: Connection, host: str) -> None:
+    """Make every token of a host stop working."""
+    tx.execute(sa.delete(join_tokens).where(join_tokens.c.host == host))

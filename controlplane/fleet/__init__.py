@@ -1,0 +1,1 @@
+"""The fleet as the control plane reaches it: calls, reports and their consequences."""
