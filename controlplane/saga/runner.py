@@ -1,0 +1,378 @@
+r"""The runner: claims sagas that are due and executes what the planner says.
+
+    due --claim--> held --plan, act, append, plan, ...--> ended
+                    |  \-- Wait, Transient: release, due again later
+                    \----- lease lost: drop everything, write nothing
+
+Any number of runners work on one database. A saga is held by at most one of
+them at a time; one that was paused for longer than its lease finds out at its
+next write, or at its next call to a host, and does no harm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+
+from controlplane.common.errors import DroverError, Transient
+from controlplane.common.reasons import Reason
+from controlplane.saga.context import Conduct
+from controlplane.saga.definition import LostLease, Saga, Step, StepFailed, StepKind, Wait, encode
+from controlplane.saga.log import CLAIMABLE_STATES, EventKind, SagaState
+from controlplane.saga.plan import Next, Verb, past_pivot, plan
+from controlplane.saga.store import Lease, SagaStore, Transactions
+from controlplane.saga.testing import CrashPoints, no_crash
+
+log = structlog.stdlib.get_logger(__name__)
+
+_TURNS: Mapping[Verb, tuple[EventKind, SagaState]] = {
+    Verb.UNWIND: (EventKind.UNWINDING, SagaState.UNWINDING),
+    Verb.GET_STUCK: (EventKind.STUCK, SagaState.STUCK),
+    Verb.FINISH: (EventKind.DONE, SagaState.DONE),
+    Verb.FINISH_UNDONE: (EventKind.UNDONE, SagaState.UNDONE),
+}
+
+
+@dataclass
+class Stats:
+    """What a runner has done so far; counters only go up."""
+
+    claimed: int = 0
+    released: int = 0
+    lost_leases: int = 0
+    retries: int = 0
+    stuck: int = 0
+    finished: int = 0
+
+
+@dataclass(frozen=True)
+class RunnerConfig:
+    """How a runner behaves.
+
+    Attributes:
+        lease_seconds: How long a claim holds without being renewed.
+        poll_seconds: How often due sagas and cancels are looked for.
+        concurrency: Most sagas held at a time.
+        backoff_seconds: First pause after an unknown outcome; doubled each time.
+        backoff_cap_seconds: Longest pause.
+    """
+
+    lease_seconds: float = 30.0
+    poll_seconds: float = 0.5
+    concurrency: int = 256
+    backoff_seconds: float = 0.5
+    backoff_cap_seconds: float = 30.0
+
+    def backoff(self, attempt: int) -> float:
+        """Pause before the next attempt, with jitter so that many do not ask in step."""
+        doubled = self.backoff_seconds * 2.0 ** min(attempt - 1, 16)
+        pause = min(self.backoff_cap_seconds, doubled)
+        return pause * random.uniform(0.75, 1.25)  # noqa: S311  # jitter, not a secret
+
+
+@dataclass
+class _Held:
+    lease: Lease
+    task: asyncio.Task[None]
+    effect: asyncio.Task[Any] | None = None
+    cancellable: bool = False
+    cancelled: bool = False
+
+
+class Runner:
+    """Conducts sagas until stopped.
+
+    Args:
+        transactions: Runs functions in transactions.
+        store: The kernel's store.
+        sagas: Every definition that this runner can conduct, old versions too.
+        resources: Handed to every step.
+        config: How it behaves.
+        crash_points: Fault injection of the tests; does nothing by default.
+    """
+
+    def __init__(
+        self,
+        transactions: Transactions,
+        store: SagaStore,
+        sagas: Sequence[Saga],
+        resources: Any,
+        config: RunnerConfig | None = None,
+        crash_points: CrashPoints = no_crash,
+    ) -> None:
+        self.config = config or RunnerConfig()
+        self.stats = Stats()
+        self.owner = f"runner-{uuid.uuid4().hex[:12]}"
+        self._transactions = transactions
+        self._store = store
+        self._sagas = {(saga.kind, saga.version): saga for saga in sagas}
+        self._resources = resources
+        self._crash = crash_points
+        self._held: dict[str, _Held] = {}
+        self._nudged = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+        self._last_claim = 0.0
+        self._last_renewal = 0.0
+
+    async def start(self) -> None:
+        """Begin to claim and conduct."""
+        self._last_renewal = time.monotonic()
+        self._loops = [
+            asyncio.create_task(self._claim_loop(), name="saga-claims"),
+            asyncio.create_task(self._lease_loop(), name="saga-leases"),
+        ]
+
+    async def stop(self, grace_seconds: float = 10.0) -> None:
+        """Stop claiming, interrupt what runs and release every lease."""
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        held = list(self._held.values())
+        for each in held:
+            each.task.cancel()
+        if held:
+            await asyncio.wait([each.task for each in held], timeout=grace_seconds)
+
+    def nudge(self) -> None:
+        """Look for due sagas now instead of at the next poll."""
+        self._nudged.set()
+
+    def healthy(self, within_seconds: float = 30.0) -> bool:
+        """True when the claim loop has come round lately."""
+        return time.monotonic() - self._last_claim <= within_seconds
+
+    async def _claim_loop(self) -> None:
+        while True:
+            self._nudged.clear()
+            try:
+                await self._claim()
+                self._last_claim = time.monotonic()
+            except DBAPIError as error:
+                log.warning("cannot look for due sagas", error=str(error.orig))
+            try:
+                async with asyncio.timeout(self.config.poll_seconds):
+                    await self._nudged.wait()
+            except TimeoutError:
+                pass
+
+    async def _claim(self) -> None:
+        room = self.config.concurrency - len(self._held)
+        if room <= 0:
+            return
+        leases = await self._transactions.run(
+            lambda tx: self._store.claim(
+                tx, self.owner, self._sagas.keys(), self.config.lease_seconds, room
+            )
+        )
+        for lease in leases:
+            self.stats.claimed += 1
+            task = asyncio.create_task(self._conduct(lease), name=f"saga-{lease.saga_id}")
+            self._held[lease.saga_id] = _Held(lease, task)
+
+    async def _lease_loop(self) -> None:
+        """Renew leases; drop what was lost; interrupt what is to be cancelled."""
+        while True:
+            await asyncio.sleep(min(self.config.poll_seconds, self.config.lease_seconds / 3))
+            held = dict(self._held)
+            if not held:
+                self._last_renewal = time.monotonic()
+                continue
+            try:
+                await self._renew(held)
+            except DBAPIError as error:
+                log.warning("cannot renew leases", error=str(error.orig))
+            margin = min(5.0, self.config.lease_seconds / 6)
+            if time.monotonic() - self._last_renewal > self.config.lease_seconds - margin:
+                log.error("leases could not be renewed in time: dropping all sagas")
+                for each in held.values():
+                    each.task.cancel()
+
+    async def _renew(self, held: Mapping[str, _Held]) -> None:
+        before = time.monotonic()
+        still, to_cancel = await self._transactions.run(
+            lambda tx: self._store.renew(
+                tx, [each.lease for each in held.values()], self.config.lease_seconds
+            )
+        )
+        self._last_renewal = before
+        for saga_id, each in held.items():
+            if self._held.get(saga_id) is not each:
+                continue
+            if saga_id not in still:
+                self.stats.lost_leases += 1
+                each.task.cancel()
+            elif saga_id in to_cancel and each.cancellable and each.effect is not None:
+                each.cancelled = True
+                each.effect.cancel()
+
+    # --- one saga ----------------------------------------------------------------
+
+    async def _conduct(self, lease: Lease) -> None:
+        conduct: Conduct | None = None
+        try:
+            view = await self._transactions.run(lambda tx: self._store.read(tx, lease.saga_id))
+            saga = self._sagas[view.kind, view.version]
+            conduct = Conduct(
+                saga, view, lease, self._transactions, self._store, self._resources, self._crash
+            )
+            await self._follow(conduct)
+        except LostLease:
+            self.stats.lost_leases += 1
+            log.info("lease lost", saga=lease.saga_id, generation=lease.generation)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._give_back(lease))
+            raise
+        except DBAPIError as error:
+            log.warning("database trouble", saga=lease.saga_id, error=str(error.orig))
+            await self._give_back(lease, self.config.backoff_seconds)
+        except Exception:
+            # A bug in the kernel or a log that cannot be: leave the saga to the
+            # next claim after a pause, loudly, rather than spin on it.
+            log.exception("saga cannot be conducted", saga=lease.saga_id)
+            await self._give_back(lease, self.config.backoff_cap_seconds)
+        finally:
+            self._held.pop(lease.saga_id, None)
+            self._nudged.set()
+
+    async def _give_back(self, lease: Lease, wake_seconds: float = 0.0) -> None:
+        try:
+            await self._transactions.run(lambda tx: self._store.release(tx, lease, wake_seconds))
+            self.stats.released += 1
+        except (LostLease, DBAPIError):
+            # It expires by itself.
+            log.info("lease not given back", saga=lease.saga_id)
+
+    async def _follow(self, conduct: Conduct) -> None:
+        while True:
+            following = plan(
+                conduct.saga, conduct.status, cancel_requested=conduct.cancel_requested
+            )
+            if following.verb is Verb.REST:
+                return
+            if not await self._execute(conduct, following):
+                return
+
+    async def _execute(self, conduct: Conduct, following: Next) -> bool:
+        """Do what was planned; False when the saga was released or has ended."""
+        step = following.step
+        match following.verb:
+            case Verb.START:
+                assert step is not None
+                await conduct.append(EventKind.STARTED, step=step.name)
+            case Verb.START_UNDO:
+                assert step is not None
+                await conduct.append(EventKind.UNDO_STARTED, step=step.name)
+            case Verb.ACT:
+                assert step is not None
+                return await self._act(conduct, step)
+            case Verb.UNDO:
+                assert step is not None
+                return await self._undo(conduct, step)
+            case turn:
+                kind, state = _TURNS[turn]
+                await conduct.append(kind, state=state, error=conduct.status.failure)
+                self.stats.stuck += kind is EventKind.STUCK
+                self.stats.finished += kind in (EventKind.DONE, EventKind.UNDONE)
+                return state in CLAIMABLE_STATES
+        return True
+
+    async def _act(self, conduct: Conduct, step: Step) -> bool:
+        if step.kind is StepKind.DB:
+            try:
+                await conduct.act_in_transaction(step)
+            except (DroverError, StepFailed) as error:
+                await conduct.append(EventKind.FAILED, step=step.name, error=failure(error))
+            return True
+        return await self._effect(conduct, step, step.action, EventKind.SUCCEEDED, EventKind.FAILED)
+
+    async def _undo(self, conduct: Conduct, step: Step) -> bool:
+        if step.undo is None:
+            await conduct.append(EventKind.UNDO_FINISHED, step=step.name)
+            return True
+        if step.kind is StepKind.DB:
+            try:
+                await conduct.undo_in_transaction(step)
+            except (DroverError, StepFailed) as error:
+                await conduct.append(EventKind.UNDO_FAILED, step=step.name, error=failure(error))
+            return True
+        return await self._effect(
+            conduct, step, step.undo, EventKind.UNDO_FINISHED, EventKind.UNDO_FAILED
+        )
+
+    async def _effect(
+        self, conduct: Conduct, step: Step, function: Any, good: EventKind, bad: EventKind
+    ) -> bool:
+        held = self._held[conduct.lease.saga_id]
+        held.cancellable = good is EventKind.SUCCEEDED and not past_pivot(
+            conduct.saga, conduct.status
+        )
+        await self._crash("before-effect", conduct.view.id, step.name, good.value)
+        held.effect = asyncio.create_task(function(conduct.context(step)))
+        try:
+            result = await held.effect
+        except asyncio.CancelledError:
+            if not held.cancelled:
+                raise
+            conduct.cancel_requested = True
+            return True
+        except LostLease:
+            raise
+        except (Transient, DBAPIError) as error:
+            await self._retry_later(conduct, step, error)
+            return False
+        except Exception as error:
+            await conduct.append(bad, step=step.name, error=failure(error))
+            return True
+        finally:
+            held.effect.cancel()
+            held.effect = None
+        await self._crash("after-effect", conduct.view.id, step.name, good.value)
+        if isinstance(result, Wait):
+            await self._transactions.run(
+                lambda tx: self._store.release(tx, conduct.lease, result.seconds)
+            )
+            self.stats.released += 1
+            return False
+        output = encode(result) if good is EventKind.SUCCEEDED and step.output else None
+        await conduct.append(good, step=step.name, output=output)
+        return True
+
+    async def _retry_later(self, conduct: Conduct, step: Step, error: Exception) -> None:
+        self.stats.retries += 1
+        attempt = conduct.attempt
+        pause = self.config.backoff(attempt)
+        log.info(
+            "step will be tried again",
+            saga=conduct.view.id,
+            step=step.name,
+            attempt=attempt,
+            pause_seconds=round(pause, 1),
+            error=str(error),
+        )
+        why = failure(error.error if isinstance(error, Transient) else error)
+        await conduct.release_for_retry(step, pause, why)
+
+
+def failure(error: Exception) -> dict[str, Any]:
+    """What to keep of a definite failure. An unexpected one is logged here, in full."""
+    if isinstance(error, DroverError):
+        return error.to_json()
+    if isinstance(error, StepFailed):
+        return error.error
+    if isinstance(error, DBAPIError):
+        return {"reason": Reason.INTERNAL.name, "message": "The database cannot be reached."}
+    incident = uuid.uuid4().hex[:12]
+    log.error("unexpected error in a step", incident=incident, exc_info=error)
+    return DroverError(
+        Reason.INTERNAL,
+        f"Incident {incident}: {type(error).__name__}.",
+        metadata={"incident": incident},
+    ).to_json()

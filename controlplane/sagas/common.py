@@ -1,0 +1,141 @@
+"""What the steps of all sagas share: the migration they act for, its fence, its hosts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import grpc.aio
+import msgspec
+
+from controlplane.common.errors import DroverError, Violation
+from controlplane.common.reasons import Reason
+from controlplane.domain.model import Migration
+from controlplane.saga.definition import StepContext, Wait
+from controlplane.sagas.resources import MoveResources
+from controlplane.store import migrations
+from hostd.v1 import fence_pb2, preflight_pb2
+from hostd.v1 import host_service_pb2 as hostd
+
+if TYPE_CHECKING:
+    from hostd.v1.host_service_pb2_grpc import HostServiceAsyncStub
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+
+class MigrationParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Parameters of every saga here.
+
+    Attributes:
+        migration_id: UUID of the migration that the saga conducts.
+    """
+
+    migration_id: str
+
+
+@dataclass(frozen=True)
+class Move:
+    """A migration under way, as one step sees it.
+
+    Attributes:
+        row: The migration as of the beginning of the step.
+        context: The step's context.
+    """
+
+    row: Migration
+    context: StepContext
+
+    @classmethod
+    async def of(cls, context: StepContext) -> Move:
+        """Load the migration that the saga conducts."""
+        migration_id = context.params.migration_id
+        return cls(await context.transaction(lambda tx: migrations.get(tx, migration_id)), context)
+
+    @property
+    def resources(self) -> MoveResources:
+        """What the runner was built with."""
+        resources: MoveResources = self.context.resources
+        return resources
+
+    @property
+    def fence(self) -> fence_pb2.Fence:
+        """The fence of calls that this step makes."""
+        return fence_pb2.Fence(
+            domain_uuid=self.row.instance_uid,
+            migration_id=self.row.id,
+            saga_id=self.context.saga_id,
+            saga_seq=self.context.token.seq,
+            generation=self.context.token.generation,
+            step=self.context.step,
+        )
+
+    @property
+    def job_id(self) -> str:
+        """Id of the copy job on the source."""
+        return f"{self.row.id}/copy"
+
+    @property
+    def poll(self) -> Wait:
+        """Look again soon."""
+        return Wait(self.resources.poll_seconds)
+
+    async def on_source(
+        self,
+        method: Callable[[HostServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[Q, A]],
+        request: Q,
+        *,
+        timeout_seconds: float = 60.0,
+    ) -> A:
+        """Call the host that the machine leaves."""
+        return await self.resources.hosts.call(
+            self.row.source_host, method, request, timeout_seconds=timeout_seconds
+        )
+
+    async def on_target(
+        self,
+        method: Callable[[HostServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[Q, A]],
+        request: Q,
+        *,
+        timeout_seconds: float = 60.0,
+    ) -> A:
+        """Call the host that the machine goes to."""
+        return await self.resources.hosts.call(
+            self.row.target_host, method, request, timeout_seconds=timeout_seconds
+        )
+
+    async def forget_on_source(self) -> None:
+        """Have the source drop its small records of this migration."""
+        await self.on_source(
+            lambda h: h.ForgetMigration, hostd.ForgetMigrationRequest(fence=self.fence)
+        )
+
+    async def forget_on_target(self) -> None:
+        """Have the target drop its small records of this migration."""
+        await self.on_target(
+            lambda h: h.ForgetMigration, hostd.ForgetMigrationRequest(fence=self.fence)
+        )
+
+
+def refuse_failed_checks(report: preflight_pb2.PreflightReport, subject: str) -> None:
+    """Raise the first failed check of a report, with all of them as violations.
+
+    Raises:
+        DroverError: With the reason of the first failed check.
+    """
+    failed = [c for c in report.checks if c.outcome == c.OUTCOME_FAIL]
+    if not failed:
+        return
+    raise DroverError(
+        Reason.__members__.get(failed[0].reason, Reason.INTERNAL),
+        failed[0].message,
+        subject=subject,
+        metadata={"check": failed[0].check},
+        violations=[Violation(subject, c.message, c.reason) for c in failed],
+    )
+
+
+def gone(error: DroverError) -> bool:
+    """True when an operator has declared the called host gone for good."""
+    return error.reason is Reason.HOST_GONE

@@ -1,0 +1,1 @@
+"""Alembic's environment: how the tables of one release become those of the next."""
