@@ -51,10 +51,18 @@ class ConfirmType(click.ParamType[ConfirmChoice]):
 @click.command("migrate")
 @click.argument("instance", shell_complete=complete.instances)
 @click.option(
-    "--host", default="", help="Target; chosen if left out.", shell_complete=complete.hosts
+    "--host",
+    metavar="HOST",
+    default="",
+    help="Target; chosen if left out.",
+    shell_complete=complete.hosts,
 )
 @click.option(
-    "--flavor", default="", help="New size: makes it a resize.", shell_complete=complete.flavors
+    "--flavor",
+    metavar="FLAVOR",
+    default="",
+    help="New size: makes it a resize.",
+    shell_complete=complete.flavors,
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would happen, host by host.")
 @click.option("--wait/--no-wait", default=True, show_default=True, help="Follow the move.")
@@ -70,7 +78,7 @@ class ConfirmType(click.ParamType[ConfirmChoice]):
     "--shutdown-timeout", type=DurationType(), help="How long it may take to stop, e.g. 90s."
 )
 @click.option("--limit", type=RateType(), default=0, help="Most bytes per second: 100M, 50Mi.")
-@click.option("--request-id", default="", help="UUID that makes the command repeatable.")
+@click.option("--request-id", metavar="UUID", default="", help="Makes the command repeatable.")
 @output_option
 @pass_session
 def migrate(

@@ -47,7 +47,7 @@ def output_option(function: F) -> F:
         "--output",
         type=click.Choice(Format, case_sensitive=False),
         default=Format.TABLE,
-        show_default=True,
+        show_default="table",
         help="Output format; json is the protobuf JSON mapping.",
     )(function)
 
