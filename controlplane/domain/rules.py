@@ -100,6 +100,16 @@ def check_unlocked(instance: Instance) -> None:
         )
 
 
+def check_unlocked_for(instance: Instance, caller: Identity) -> None:
+    """The instance is not locked, or by the caller, or the caller is an admin.
+
+    Raises:
+        DroverError: INSTANCE_LOCKED.
+    """
+    if caller.role is not Role.ADMIN and instance.locked_by != caller.uri:
+        check_unlocked(instance)
+
+
 def check_may_unlock(instance: Instance, caller: Identity) -> None:
     """The caller locked the instance, or is an admin.
 
@@ -154,6 +164,29 @@ def check_obstacles(instance: Instance, obstacles: tuple[str, ...]) -> None:
     )
 
 
+def check_joined(host: Host) -> None:
+    """Operators may decide about the host: it has joined and is not gone.
+
+    Raises:
+        DroverError: HOST_GONE or HOST_NOT_JOINED.
+    """
+    name = host_name(host.name)
+    if host.state is HostState.GONE:
+        raise DroverError(
+            Reason.HOST_GONE,
+            f"{name} was declared gone: {host.state_reason}.",
+            subject=name,
+            metadata={"host": host.name},
+        )
+    if host.state is HostState.JOINING:
+        raise DroverError(
+            Reason.HOST_NOT_JOINED,
+            f"{name} was announced and has not joined yet.",
+            subject=name,
+            metadata={"host": host.name},
+        )
+
+
 def check_source(host: Host, *, alive: bool) -> None:
     """Machines can leave the host; a disabled host may be emptied.
 
@@ -190,18 +223,12 @@ def check_target(host: Host, *, source: str, alive: bool) -> None:
 
 
 def _check_present(host: Host, *, alive: bool) -> None:
+    check_joined(host)
     name = host_name(host.name)
-    if host.state is HostState.GONE:
-        raise DroverError(
-            Reason.HOST_GONE,
-            f"{name} was declared gone: {host.state_reason}.",
-            subject=name,
-            metadata={"host": host.name},
-        )
-    if host.state is HostState.JOINING or host.last_seen is None:
+    if host.last_seen is None:
         raise DroverError(
             Reason.HOST_NOT_JOINED,
-            f"{name} was announced and has not reported yet.",
+            f"{name} has joined and has not reported yet.",
             subject=name,
             metadata={"host": host.name},
         )

@@ -18,7 +18,7 @@ and `from_proto` of each class are the only place where the two meet.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Self
+from typing import Any, Self
 
 from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
 
@@ -34,10 +34,10 @@ class ProtoEnum(StrEnum):
         return _MIRRORS[cls.__name__]
 
     @property
-    def number(self) -> int:
-        """The value of the proto enum."""
+    def number(self) -> Any:
+        """The value of the proto enum, an int whose static type differs per enum."""
         wrapper, prefix = self._mirror()
-        return int(wrapper.Value(prefix + self.name))
+        return wrapper.Value(prefix + self.name)
 
     @classmethod
     def from_number(cls, number: int) -> Self | None:

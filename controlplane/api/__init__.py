@@ -1,0 +1,1 @@
+"""The gRPC API: thin servicers over the store, the rules, the scheduler and the sagas."""
