@@ -66,7 +66,7 @@ class Recipe:
         return digest.hexdigest()[:16]
 
 
-def build_image(recipe: Recipe = Recipe()) -> Path:  # noqa: B008  # a frozen value
+def build_image(recipe: Recipe = Recipe()) -> Path:  # a frozen value
     """The raw image for a recipe, built if it is not there yet."""
     CACHE.mkdir(parents=True, exist_ok=True)
     image = CACHE / f"guest-{recipe.key}.raw"
