@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -29,7 +29,10 @@ from controlplane.common.rpc import CHANNEL_OPTIONS, TlsPaths
 from controlplane.domain.model import Host
 from controlplane.domain.names import host_name
 from controlplane.domain.states import HostState
-from hostd.v1.host_service_pb2_grpc import HostServiceAsyncStub, HostServiceStub
+from hostd.v1.host_service_pb2_grpc import HostServiceStub
+
+if TYPE_CHECKING:
+    from hostd.v1.host_service_pb2_grpc import HostServiceAsyncStub
 
 Q = TypeVar("Q")
 A = TypeVar("A")
