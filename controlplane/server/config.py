@@ -147,13 +147,13 @@ class SagaSection(_Section, frozen=True, kw_only=True):
         lease_seconds: How long a replica owns a saga without renewing; another
             one takes over after that.
         poll_seconds: How often sagas to run are looked for.
-        workers: Sagas that are at work at once in this replica.
+        concurrency: Sagas that this replica holds at a time.
         copy_connections: Connections of one copy; 0 for diskmover's default.
     """
 
     lease_seconds: Annotated[float, msgspec.Meta(ge=10)] = 30.0
     poll_seconds: Positive = 1.0
-    workers: Annotated[int, msgspec.Meta(ge=1)] = 32
+    concurrency: Annotated[int, msgspec.Meta(ge=1)] = 256
     copy_connections: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
 
 
