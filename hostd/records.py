@@ -98,13 +98,33 @@ class TargetRecord:
     reservations: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class CreatedFile:
+    """A file that a move creates on its target.
+
+    Attributes:
+        volume_id: The volume that it is.
+        root: Directory that it lies beneath.
+        name: Path relative to the root.
+    """
+
+    volume_id: str
+    root: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """Absolute path."""
+        return self.root / self.name
+
+
 class StopState(StrEnum):
-    """Where a stop stands. RESTORED: RestorePower has used the record up."""
+    """Where a stop stands. GUARDED: the guest was started again and is looked after."""
 
     STOPPING = "STOPPING"
     STOPPED = "STOPPED"
     FAILED = "FAILED"
-    RESTORED = "RESTORED"
+    GUARDED = "GUARDED"
 
 
 @dataclass(frozen=True)
@@ -119,7 +139,8 @@ class StopRecord:
         mode: How it is brought down.
         timeout_seconds: How long the guest may take.
         retry_seconds: Time between two ACPI requests.
-        deadline: Wall-clock time at which the guest's time is up.
+        deadline: Wall-clock time at which the guest's time is up; in GUARDED, at
+            which the guard ends.
         state: Where the stop stands.
         forced: True when the guest was powered off.
         error: `DroverError.to_json` of the failure, in FAILED.
@@ -268,21 +289,25 @@ class Records:
 
     # --- files that a move creates on its target
 
-    def add_created_file(self, migration_id: str, path: Path, volume_id: str) -> None:
+    def add_created_file(self, migration_id: str, file: CreatedFile) -> None:
         """Note a file before it is created; durable when it returns."""
         with self._state.transaction() as tx:
             tx.execute(
-                "INSERT OR REPLACE INTO created_file VALUES (?, ?, ?)",
-                (migration_id, str(path), volume_id),
+                "INSERT OR REPLACE INTO created_file VALUES (?, ?, ?, ?)",
+                (migration_id, file.volume_id, str(file.root), file.name),
             )
 
-    def created_files(self, migration_id: str) -> dict[Path, str]:
-        """Path -> volume_id of the files that a move may have created here."""
+    def created_files(self, migration_id: str) -> dict[str, CreatedFile]:
+        """The files that a move may have created here, by volume id."""
         with self._state.transaction() as tx:
             rows = tx.execute(
-                "SELECT path, volume_id FROM created_file WHERE migration_id=?", (migration_id,)
+                "SELECT * FROM created_file WHERE migration_id=? ORDER BY volume_id",
+                (migration_id,),
             ).fetchall()
-        return {Path(row["path"]): row["volume_id"] for row in rows}
+        return {
+            row["volume_id"]: CreatedFile(row["volume_id"], Path(row["root"]), row["name"])
+            for row in rows
+        }
 
     # --- stops
 
@@ -335,7 +360,8 @@ class Records:
         """Stops that a restarted hostd has to go on with."""
         with self._state.transaction() as tx:
             rows = tx.execute(
-                "SELECT migration_id FROM stop WHERE state=?", (StopState.STOPPING.value,)
+                "SELECT migration_id FROM stop WHERE state IN (?, ?)",
+                (StopState.STOPPING.value, StopState.GUARDED.value),
             ).fetchall()
             found = [self.stop(row["migration_id"]) for row in rows]
         return [record for record in found if record is not None]

@@ -67,9 +67,10 @@ _MIGRATIONS: tuple[str, ...] = (
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE created_file (
         migration_id TEXT NOT NULL,
-        path         TEXT NOT NULL,
         volume_id    TEXT NOT NULL,
-        PRIMARY KEY (migration_id, path)
+        root         TEXT NOT NULL,
+        name         TEXT NOT NULL,
+        PRIMARY KEY (migration_id, volume_id)
     ) STRICT, WITHOUT ROWID;
     CREATE TABLE job (
         job_id       TEXT PRIMARY KEY,

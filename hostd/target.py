@@ -1,0 +1,406 @@
+"""The target's half of a move: room is made, volumes arrive, the machine is built.
+
+The states are drawn in `hostd.records`. All methods block; callers hold the lock of
+the machine and have passed the fence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+import diskmover
+from controlplane.common.errors import DroverError, Violation
+from controlplane.common.identity import Identity, Role
+from controlplane.common.reasons import Reason
+from diskmover import IncomingVolume, MoverError
+from hostd.config import HostdConfig
+from hostd.hypervisor import Hypervisor
+from hostd.incoming import IncomingFiles
+from hostd.records import Records, SourcePhase, TargetPhase, TargetRecord
+from hostd.transfer import DataPort, mover_error
+from hostd.v1 import domain_pb2, fence_pb2, host_service_pb2, preflight_pb2
+
+log = structlog.stdlib.get_logger(__name__)
+
+RUNNING = domain_pb2.POWER_STATE_RUNNING
+SHUTOFF = domain_pb2.POWER_STATE_SHUTOFF
+FAIL = preflight_pb2.PreflightCheck.OUTCOME_FAIL
+
+
+class TargetSteps:
+    """What a host does for machines that come to it.
+
+    Args:
+        config: Names and limits of this host.
+        hypervisor: libvirt and the storage roots.
+        records: What was done so far.
+        data_port: Where volumes arrive.
+    """
+
+    def __init__(
+        self,
+        config: HostdConfig,
+        hypervisor: Hypervisor,
+        records: Records,
+        data_port: DataPort,
+    ) -> None:
+        self._config = config
+        self._hypervisor = hypervisor
+        self._records = records
+        self._data_port = data_port
+        self._files = IncomingFiles(config, records)
+
+    # --- before anything arrives
+
+    def check(self, machine: preflight_pb2.IncomingMachine) -> preflight_pb2.PreflightReport:
+        """Would the machine run here; nothing is changed."""
+        _check_machine(machine)
+        return self._hypervisor.check_target(machine, self._files.reserved_bytes()).report
+
+    def prepare(
+        self, request: host_service_pb2.PrepareTargetRequest
+    ) -> host_service_pb2.PrepareTargetResponse:
+        """Check, and reserve room for the volumes.
+
+        Raises:
+            DroverError: The first failed check's reason, all of them as violations;
+                INSTANCE_BUSY or MIGRATION_STATE; LIBVIRT_UNAVAILABLE.
+        """
+        fence = request.fence
+        _check_machine(request.machine)
+        if request.machine.domain.uuid != fence.domain_uuid:
+            raise DroverError(
+                Reason.INVALID_FIELD,
+                f"machine.domain.uuid is {request.machine.domain.uuid}, the fence is about"
+                f" {fence.domain_uuid}.",
+                subject="machine.domain.uuid",
+            )
+        record = self._records.target(fence.migration_id)
+        if record is not None and record.phase is not TargetPhase.PREPARED:
+            if record.phase is TargetPhase.REMOVING:
+                raise _wrong_phase(record, "prepared")
+            return self._prepared(record, preflight_pb2.PreflightReport())
+        self._refuse_parked_here(fence)
+        reserved = self._files.reserved_bytes(but=fence.migration_id)
+        found = self._hypervisor.check_target(request.machine, reserved)
+        failed = [check for check in found.report.checks if check.outcome == FAIL]
+        if failed:
+            self._remove(record)
+            raise _refusal(failed, fence, self._config.host)
+        record = TargetRecord(
+            fence.migration_id,
+            fence.domain_uuid,
+            TargetPhase.PREPARED,
+            machine=request.machine,
+            placements=dict(found.placements),
+            reservations=self._files.room(request.machine, found.placements, request.preallocate),
+        )
+        self._records.put_target(record)
+        if request.preallocate:
+            self._preallocate(record)
+        return self._prepared(record, found.report)
+
+    def _prepared(
+        self, record: TargetRecord, report: preflight_pb2.PreflightReport
+    ) -> host_service_pb2.PrepareTargetResponse:
+        return host_service_pb2.PrepareTargetResponse(
+            report=report,
+            placements=[
+                preflight_pb2.VolumeMapping(volume_id=volume_id, root=root, name=name)
+                for volume_id, (root, name) in record.placements.items()
+            ],
+            data_address=self._config.listen.data_address,
+            data_identity=self._config.identity.uri,
+        )
+
+    def _preallocate(self, record: TargetRecord) -> None:
+        try:
+            for volume in record.machine.domain.volumes:
+                if volume.volume_id in record.placements:
+                    self._files.allocate(record, volume)
+        except MoverError as error:
+            self._remove(record)
+            raise mover_error(error, f"migrations/{record.migration_id}") from error
+
+    def _refuse_parked_here(self, fence: fence_pb2.Fence) -> None:
+        for other in self._records.sources_of(fence.domain_uuid):
+            if other.phase is not SourcePhase.DISCARDED:
+                raise DroverError(
+                    Reason.INSTANCE_BUSY,
+                    f"Host {self._config.host} holds the parked copy of domain"
+                    f" {fence.domain_uuid} by migration {other.migration_id}; confirm or revert"
+                    " that move first.",
+                    subject=f"domains/{fence.domain_uuid}",
+                    metadata={"migration_id": other.migration_id},
+                )
+
+    # --- while it arrives
+
+    def open_receive(self, request: host_service_pb2.OpenReceiveRequest) -> None:
+        """Let the source send the machine's volumes.
+
+        Raises:
+            DroverError: MIGRATION_STATE unless the target is prepared, INVALID_FIELD.
+        """
+        fence = request.fence
+        _check_sender(request.sender_identity, self._config.fleet)
+        record = self._records.target(fence.migration_id)
+        if record is None or record.phase is not TargetPhase.PREPARED:
+            raise _wrong_phase(record, "sent to", fence)
+        if not request.volumes:
+            raise DroverError(Reason.INVALID_FIELD, "volumes is empty.", subject="volumes")
+        incoming: list[IncomingVolume] = []
+        for volume in request.volumes:
+            incoming.append(self._files.announce(record, volume))
+        self._data_port.open(
+            fence.migration_id, request.session_key, request.sender_identity, incoming
+        )
+        log.info("ready to receive", sender=request.sender_identity, volumes=len(incoming))
+
+    # --- once it is here
+
+    def ensure_built(self, request: host_service_pb2.EnsureBuiltRequest) -> domain_pb2.Domain:
+        """Define the machine from what was received. It is not started.
+
+        Raises:
+            DroverError: MIGRATION_STATE, DIGEST_MISMATCH, BUILD_FAILED, DISK_SHRINK,
+                LIBVIRT_UNAVAILABLE.
+        """
+        fence = request.fence
+        record = self._records.target(fence.migration_id)
+        if record is None or record.phase is TargetPhase.REMOVING:
+            raise _wrong_phase(record, "built", fence)
+        if record.phase is TargetPhase.BUILT:
+            return self._hypervisor.describe(fence.domain_uuid)
+        if record.phase is TargetPhase.PREPARED:
+            self._verify(record, request)
+            self._data_port.close_session(fence.migration_id)
+        # From here on the files may change: a build that is cut off is repeated
+        # without comparing them with what was sent.
+        if record.phase is not TargetPhase.UNDEFINED:
+            record = self._records.set_target_phase(record, TargetPhase.BUILDING)
+        size = request.size if request.HasField("size") else None
+        self._hypervisor.build(record, size, self._files)
+        self._records.put_target(
+            replace(record, phase=TargetPhase.BUILT, was_built=True, reservations={})
+        )
+        domain = self._hypervisor.describe(fence.domain_uuid)
+        log.info("built", name=domain.name, vcpus=domain.vcpus, memory_mib=domain.memory_mib)
+        return domain
+
+    def _verify(self, record: TargetRecord, request: host_service_pb2.EnsureBuiltRequest) -> None:
+        expected = {digest.volume_id: digest.digest for digest in request.digests}
+        arrived = self._records.created_files(record.migration_id)
+        missing = set(arrived) - set(expected)
+        if missing or not expected:
+            raise DroverError(
+                Reason.INVALID_FIELD,
+                f"digests: none is given for {', '.join(sorted(missing)) or 'any volume'}.",
+                subject="digests",
+            )
+        receipts = self._data_port.receipts(record.migration_id)
+        for volume_id, file in arrived.items():
+            receipt = receipts.get(volume_id)
+            found = receipt.digest if receipt else self._digest(record, file.path, volume_id)
+            if found != expected[volume_id]:
+                raise DroverError(
+                    Reason.DIGEST_MISMATCH,
+                    f"Volume {volume_id} has digest {found[:16]}..., its source had"
+                    f" {expected[volume_id][:16]}...; the machine was not built.",
+                    subject=f"migrations/{record.migration_id}",
+                    metadata={
+                        "volume_id": volume_id,
+                        "found": found,
+                        "expected": expected[volume_id],
+                    },
+                )
+
+    def _digest(self, record: TargetRecord, path: Path, volume_id: str) -> str:
+        # The receiver's memory of the session went with an earlier hostd.
+        log.info("computing a digest again", volume_id=volume_id)
+        try:
+            return diskmover.digest(path).digest
+        except MoverError as error:
+            raise mover_error(error, f"migrations/{record.migration_id}") from error
+
+    def ensure_undefined(self, fence: fence_pb2.Fence) -> None:
+        """Take the definition away, keeping the disks; nothing when there is none.
+
+        Raises:
+            DroverError: INSTANCE_STATE while it runs, LIBVIRT_UNAVAILABLE.
+        """
+        record = self._records.target(fence.migration_id)
+        if record is None or record.phase in (TargetPhase.PREPARED, TargetPhase.REMOVING):
+            return
+        self._refuse_running(record)
+        if record.phase is TargetPhase.BUILT:
+            # Before the effect: from here on it may not be started.
+            record = self._records.set_target_phase(record, TargetPhase.UNDEFINED)
+        self._hypervisor.undefine(record)
+        log.info("undefined")
+
+    def ensure_started(self, fence: fence_pb2.Fence) -> host_service_pb2.EnsureStartedResponse:
+        """Start the machine that was built here.
+
+        Raises:
+            DroverError: INSTANCE_NOT_OWNED, START_FAILED, INSTANCE_STATE,
+                LIBVIRT_UNAVAILABLE.
+        """
+        record = self._records.target(fence.migration_id)
+        if record is None or record.phase is not TargetPhase.BUILT:
+            phase = record.phase.value if record else "unknown here"
+            raise DroverError(
+                Reason.INSTANCE_NOT_OWNED,
+                f"Domain {fence.domain_uuid} is {phase}; host {self._config.host} does not start"
+                " what it has not built.",
+                subject=f"domains/{fence.domain_uuid}",
+                metadata={"phase": phase},
+            )
+        state = self._hypervisor.state(fence.domain_uuid)
+        if state == SHUTOFF:
+            self._hypervisor.start(fence.domain_uuid)
+            log.info("started")
+            state = self._hypervisor.state(fence.domain_uuid)
+        if state == SHUTOFF:
+            raise DroverError(
+                Reason.START_FAILED,
+                f"The guest {fence.domain_uuid} went off again at once on"
+                f" {self._config.host}; see its log there.",
+                subject=f"domains/{fence.domain_uuid}",
+            )
+        if state not in (RUNNING, domain_pb2.POWER_STATE_CHANGING):
+            raise DroverError(
+                Reason.START_FAILED,
+                f"The guest {fence.domain_uuid} is {domain_pb2.PowerState.Name(state)} after its"
+                f" start on {self._config.host}.",
+                subject=f"domains/{fence.domain_uuid}",
+            )
+        running = state == RUNNING
+        return host_service_pb2.EnsureStartedResponse(
+            running=running,
+            time_synced=running and self._hypervisor.sync_time(fence.domain_uuid),
+        )
+
+    # --- leaving nothing behind
+
+    def ensure_absent(self, fence: fence_pb2.Fence) -> None:
+        """Remove everything that the move put here; nothing when there is nothing.
+
+        Raises:
+            DroverError: INSTANCE_STATE while the machine runs here, DISK_IO_ERROR,
+                LIBVIRT_UNAVAILABLE.
+        """
+        self._remove(self._records.target(fence.migration_id))
+
+    def _remove(self, record: TargetRecord | None) -> None:
+        if record is None:
+            return
+        may_be_defined = record.phase is not TargetPhase.PREPARED
+        if may_be_defined:
+            self._refuse_running(record)
+            record = self._records.set_target_phase(record, TargetPhase.REMOVING)
+        self._data_port.close_session(record.migration_id)
+        if may_be_defined:
+            self._hypervisor.undefine(record, for_good=True)
+        self._files.remove(record)
+        self._records.drop_stop(record.migration_id)
+        self._records.drop_target(record.migration_id)
+        log.info("removed everything of the move")
+
+    def forget(self, migration_id: str) -> None:
+        """Drop the small things of a move that ended with the machine living here.
+
+        Raises:
+            DroverError: MIGRATION_STATE while the move is not at its end.
+        """
+        record = self._records.target(migration_id)
+        if record is None:
+            return
+        if record.phase is not TargetPhase.BUILT:
+            raise _wrong_phase(record, "forgotten")
+        self._data_port.close_session(migration_id)
+        self._files.keep(record)
+        self._records.drop_target(migration_id)
+
+    def refuse_unless_owned(self, migration_id: str) -> None:
+        """Refuse to start a machine whose build here is not whole.
+
+        Raises:
+            DroverError: INSTANCE_NOT_OWNED.
+        """
+        record = self._records.target(migration_id)
+        if record is not None and record.phase is not TargetPhase.BUILT:
+            raise DroverError(
+                Reason.INSTANCE_NOT_OWNED,
+                f"Domain {record.domain_uuid} is {record.phase.value} here; it must not start.",
+                subject=f"domains/{record.domain_uuid}",
+                metadata={"phase": record.phase.value},
+            )
+
+    def _refuse_running(self, record: TargetRecord) -> None:
+        try:
+            state = self._hypervisor.state(record.domain_uuid)
+        except DroverError as error:
+            if error.reason is Reason.DOMAIN_NOT_FOUND:
+                return
+            raise
+        if state != SHUTOFF:
+            raise DroverError(
+                Reason.INSTANCE_STATE,
+                f"Domain {record.domain_uuid} is {domain_pb2.PowerState.Name(state)} on"
+                f" {self._config.host}; stop it first.",
+                subject=f"domains/{record.domain_uuid}",
+                metadata={"power_state": domain_pb2.PowerState.Name(state)},
+            )
+
+
+def _check_machine(machine: preflight_pb2.IncomingMachine) -> None:
+    if not machine.domain.uuid or not machine.domain.name:
+        raise DroverError(
+            Reason.INVALID_FIELD, "machine.domain has no uuid or name.", subject="machine.domain"
+        )
+
+
+def _check_sender(uri: str, fleet: str) -> None:
+    try:
+        identity = Identity.parse(uri)
+    except ValueError as error:
+        raise DroverError(
+            Reason.INVALID_FIELD, f"sender_identity: {error}.", subject="sender_identity"
+        ) from error
+    if identity.role is not Role.HOST or identity.fleet != fleet:
+        raise DroverError(
+            Reason.INVALID_FIELD,
+            f"sender_identity {uri} is not a host of fleet {fleet}.",
+            subject="sender_identity",
+        )
+
+
+def _refusal(
+    failed: list[preflight_pb2.PreflightCheck], fence: fence_pb2.Fence, host: str
+) -> DroverError:
+    subject = f"hosts/{host}"
+    reason = Reason.__members__.get(failed[0].reason, Reason.INTERNAL)
+    return DroverError(
+        reason,
+        f"Host {host} cannot take domain {fence.domain_uuid}: {failed[0].message}",
+        subject=subject,
+        metadata={"host": host, "check": failed[0].check},
+        violations=[Violation(subject, check.message, check.reason) for check in failed],
+    )
+
+
+def _wrong_phase(
+    record: TargetRecord | None, verb: str, fence: fence_pb2.Fence | None = None
+) -> DroverError:
+    migration_id = record.migration_id if record else fence.migration_id if fence else ""
+    phase = record.phase.value if record else "not prepared"
+    return DroverError(
+        Reason.MIGRATION_STATE,
+        f"Migration {migration_id} is {phase} on this target; it cannot be {verb} now.",
+        subject=f"migrations/{migration_id}",
+        metadata={"phase": phase},
+    )
