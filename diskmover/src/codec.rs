@@ -1,0 +1,170 @@
+//! zstd, one frame for a chunk, and nothing else accepted.
+
+use zstd_safe::{CCtx, CParameter, DCtx};
+
+/// A compressed chunk is sent only when it is smaller than this share.
+const WORTH: (usize, usize) = (94, 100);
+
+/// Why compressed data is refused.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// It does not say that it holds exactly what is expected.
+    #[error("compressed data does not hold exactly {0} bytes")]
+    Size(usize),
+    /// Several frames, a skippable one, trailing bytes or a dictionary.
+    #[error("compressed data is not exactly one plain zstd frame")]
+    Shape,
+    /// zstd refuses it.
+    #[error("compressed data is damaged: {0}")]
+    Damaged(&'static str),
+}
+
+/// Compresses chunks; keeps its context.
+pub struct Encoder {
+    context: Option<CCtx<'static>>,
+}
+
+impl Encoder {
+    /// An encoder of this level; None never compresses.
+    pub fn new(level: Option<i32>) -> Self {
+        let context = level.and_then(|level| {
+            let mut context = CCtx::try_create()?;
+            context
+                .set_parameter(CParameter::CompressionLevel(level))
+                .ok()?;
+            context
+                .set_parameter(CParameter::ContentSizeFlag(true))
+                .ok()?;
+            context
+                .set_parameter(CParameter::ChecksumFlag(false))
+                .ok()?;
+            Some(context)
+        });
+        Encoder { context }
+    }
+
+    /// Compresses into `out` if that is worth it; returns the length.
+    pub fn compress(&mut self, data: &[u8], out: &mut [u8]) -> Option<usize> {
+        let limit = (data.len() * WORTH.0 / WORTH.1).min(out.len());
+        self.context
+            .as_mut()?
+            .compress2(&mut out[..limit], data)
+            .ok()
+    }
+}
+
+/// Decompresses chunks; keeps its context.
+pub struct Decoder {
+    context: DCtx<'static>,
+}
+
+impl Decoder {
+    /// A decoder; None when there is no memory.
+    pub fn new() -> Option<Self> {
+        Some(Decoder {
+            context: DCtx::try_create()?,
+        })
+    }
+
+    /// Fills `out` exactly, or fails. Memory is bounded by `out` whatever the
+    /// frame claims: it is decoded in one go, without a window of its own.
+    pub fn decompress(&mut self, frame: &[u8], out: &mut [u8]) -> Result<(), CodecError> {
+        let size = zstd_safe::get_frame_content_size(frame);
+        if !matches!(size, Ok(Some(size)) if size == out.len() as u64 && size > 0) {
+            return Err(CodecError::Size(out.len()));
+        }
+        let one = zstd_safe::find_frame_compressed_size(frame).is_ok_and(|len| len == frame.len());
+        if !one || zstd_safe::get_dict_id_from_frame(frame).is_some() {
+            return Err(CodecError::Shape);
+        }
+        match self.context.decompress(out, frame) {
+            Ok(len) if len == out.len() => Ok(()),
+            Ok(_) => Err(CodecError::Size(out.len())),
+            Err(code) => Err(CodecError::Damaged(zstd_safe::get_error_name(code))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(data: &[u8]) -> Vec<u8> {
+        let mut out = vec![0; data.len() + 100];
+        let len = Encoder::new(Some(1))
+            .compress(data, &mut out)
+            .expect("compressible");
+        out.truncate(len);
+        out
+    }
+
+    fn decode(frame: &[u8], len: usize) -> Result<Vec<u8>, CodecError> {
+        let mut out = vec![0xAA; len];
+        Decoder::new()
+            .unwrap()
+            .decompress(frame, &mut out)
+            .map(|()| out)
+    }
+
+    #[test]
+    fn round_trip() {
+        let data: Vec<u8> = (0..100_000u32).map(|i| (i / 100) as u8).collect();
+        assert_eq!(decode(&frame(&data), data.len()), Ok(data));
+    }
+
+    #[test]
+    fn incompressible_data_is_left_alone() {
+        let mut noise = vec![0; 65536];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        assert_eq!(
+            Encoder::new(Some(1)).compress(&noise, &mut vec![0; 70000]),
+            None
+        );
+        assert_eq!(
+            Encoder::new(None).compress(&[1; 65536], &mut vec![0; 70000]),
+            None
+        );
+    }
+
+    #[test]
+    fn bombs_and_wrong_sizes_are_refused() {
+        let bomb = frame(&vec![1; 64 << 20]);
+        assert!(bomb.len() < 10_000);
+        assert_eq!(decode(&bomb, 1 << 20), Err(CodecError::Size(1 << 20)));
+        assert_eq!(decode(&frame(&[1; 500]), 499), Err(CodecError::Size(499)));
+        assert_eq!(decode(&frame(&[1; 500]), 501), Err(CodecError::Size(501)));
+        assert!(decode(&[], 10).is_err());
+        assert!(decode(&[0; 10], 10).is_err());
+    }
+
+    #[test]
+    fn exactly_one_frame() {
+        let one = frame(&[1; 500]);
+        let twice = [one.clone(), one.clone()].concat();
+        assert_eq!(decode(&twice, 500), Err(CodecError::Shape));
+        assert_eq!(
+            decode(&[one.as_slice(), b"x"].concat(), 500),
+            Err(CodecError::Shape)
+        );
+        let skippable = [&[0x50, 0x2A, 0x4D, 0x18, 4, 0, 0, 0, 1, 2, 3, 4][..], &one].concat();
+        assert!(decode(&skippable, 500).is_err());
+        // A header that claims the right size over a window of 2 GiB.
+        let window = [0x28, 0xB5, 0x2F, 0xFD, 0x80, 0xA8, 0xF4, 1, 0, 0, 1, 0, 0];
+        assert!(decode(&window, 500).is_err());
+    }
+
+    #[test]
+    fn truncated_and_damaged_frames_never_panic() {
+        let data: Vec<u8> = (0..20_000u32).map(|i| (i * i / 77) as u8).collect();
+        let good = frame(&data);
+        for len in 0..good.len() {
+            assert!(decode(&good[..len], data.len()).is_err(), "cut at {len}");
+        }
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x55;
+            // It may decode to something else; the chunk hash is there for that.
+            let _ = decode(&bad, data.len());
+        }
+    }
+}

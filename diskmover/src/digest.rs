@@ -1,0 +1,195 @@
+//! Content: 4 KiB zero blocks, chunk hashes, segment hashes and the root digest.
+//!
+//! ```text
+//! root = BLAKE3("diskmover root 1\n" | size u64 | chunk size u32 | S_0 | S_1 ...)
+//! S_j  = 32 zero bytes when all chunks of the segment are zero, else
+//!        BLAKE3(H_64j | ... | H_64j+63)          (fewer in the last segment)
+//! H_i  = 32 zero bytes when the chunk is all zero, else
+//!        BLAKE3(bitmap | the blocks that are not all zero, in order)
+//! ```
+//! The bitmap has 256 bits, bit b (byte b/8, mask 1 << b%8) for block b of the
+//! chunk; it is set where the block has a byte that is not zero. So zeros cost
+//! nothing to hash, and the digest still follows from the content alone.
+
+/// Bytes of a chunk: the unit of transfer and of hashing.
+pub const CHUNK: u64 = 1 << 20;
+/// Bytes of a block: the unit of zero detection.
+pub const BLOCK: usize = 4096;
+/// Chunks of a segment: the unit of the journal.
+pub const SEGMENT_CHUNKS: u64 = 64;
+/// Most bytes of a volume (64 TiB): bounds what an announced size can cost.
+pub const MAX_SIZE: u64 = 1 << 46;
+
+/// A BLAKE3 hash; all zero stands for "all zero content".
+pub type Hash = [u8; 32];
+/// One bit for each block of a chunk.
+pub type Bitmap = [u8; 32];
+/// Hash of content that is all zero.
+pub const ZERO_HASH: Hash = [0; 32];
+
+const ROOT_CONTEXT: &[u8] = b"diskmover root 1\n";
+
+/// Number of chunks of a volume.
+pub fn chunk_count(size: u64) -> u64 {
+    size.div_ceil(CHUNK)
+}
+
+/// Number of segments of a volume.
+pub fn segment_count(size: u64) -> u64 {
+    chunk_count(size).div_ceil(SEGMENT_CHUNKS)
+}
+
+/// Bytes of one chunk; the last one can be shorter.
+pub fn chunk_len(size: u64, chunk: u64) -> usize {
+    size.saturating_sub(chunk * CHUNK).min(CHUNK) as usize
+}
+
+/// Whether all bytes are zero.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    let mut wide = bytes.chunks_exact(64);
+    wide.by_ref()
+        .all(|piece| piece.iter().fold(0, |all, b| all | b) == 0)
+        && wide.remainder().iter().all(|b| *b == 0)
+}
+
+/// Marks the blocks that are not all zero.
+pub fn scan(chunk: &[u8]) -> Bitmap {
+    let mut bitmap = [0; 32];
+    for (index, block) in chunk.chunks(BLOCK).enumerate() {
+        if !is_zero(block) {
+            bitmap[index / 8] |= 1 << (index % 8);
+        }
+    }
+    bitmap
+}
+
+/// Whether block `index` is marked.
+pub fn is_set(bitmap: &Bitmap, index: usize) -> bool {
+    bitmap[index / 8] & (1 << (index % 8)) != 0
+}
+
+/// Runs of marked blocks as byte ranges (start, length) within the chunk.
+pub fn runs(bitmap: &Bitmap, chunk_len: usize) -> Vec<(usize, usize)> {
+    let mut found: Vec<(usize, usize)> = Vec::new();
+    for index in (0..chunk_len.div_ceil(BLOCK)).filter(|i| is_set(bitmap, *i)) {
+        let start = index * BLOCK;
+        let len = BLOCK.min(chunk_len - start);
+        match found.last_mut() {
+            Some((run, run_len)) if *run + *run_len == start => *run_len += len,
+            _ => found.push((start, len)),
+        }
+    }
+    found
+}
+
+/// Bytes in marked blocks; None when a block outside the chunk is marked.
+pub fn data_len(bitmap: &Bitmap, chunk_len: usize) -> Option<usize> {
+    let blocks = chunk_len.div_ceil(BLOCK);
+    if (blocks..256).any(|index| is_set(bitmap, index)) {
+        return None;
+    }
+    Some(runs(bitmap, chunk_len).iter().map(|(_, len)| len).sum())
+}
+
+/// Moves the marked blocks to the front; returns how many bytes they are.
+pub fn compact(chunk: &mut [u8], bitmap: &Bitmap) -> usize {
+    let mut to = 0;
+    for (start, len) in runs(bitmap, chunk.len()) {
+        chunk.copy_within(start..start + len, to);
+        to += len;
+    }
+    to
+}
+
+/// Hash of a chunk from its bitmap and its marked blocks.
+pub fn chunk_hash(bitmap: &Bitmap, data: &[u8]) -> Hash {
+    if data.is_empty() {
+        return ZERO_HASH;
+    }
+    *blake3::Hasher::new()
+        .update(bitmap)
+        .update(data)
+        .finalize()
+        .as_bytes()
+}
+
+/// Hash of a segment from the hashes of its chunks.
+pub fn segment_hash(chunks: &[Hash]) -> Hash {
+    if chunks.iter().all(|hash| *hash == ZERO_HASH) {
+        return ZERO_HASH;
+    }
+    *blake3::hash(chunks.as_flattened()).as_bytes()
+}
+
+/// Root digest of a volume from the hashes of its segments.
+pub fn root<'a>(size: u64, segments: impl Iterator<Item = &'a Hash>) -> Hash {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(ROOT_CONTEXT);
+    hasher.update(&size.to_le_bytes());
+    hasher.update(&(CHUNK as u32).to_le_bytes());
+    for segment in segments {
+        hasher.update(segment);
+    }
+    *hasher.finalize().as_bytes()
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_scan_sees_every_single_byte() {
+        let mut block = vec![0u8; BLOCK + 77];
+        assert!(is_zero(&block));
+        for at in (0..block.len())
+            .step_by(13)
+            .chain([0, 63, 64, BLOCK, BLOCK + 76])
+        {
+            block[at] = 1;
+            assert!(!is_zero(&block), "byte {at}");
+            block[at] = 0;
+        }
+    }
+
+    #[test]
+    fn scan_and_compact_keep_the_marked_blocks_in_order() {
+        let mut chunk = vec![0u8; BLOCK * 5 + 100];
+        chunk[BLOCK] = 1;
+        chunk[BLOCK * 2 + 5] = 2;
+        chunk[BLOCK * 5 + 99] = 3;
+        let bitmap = scan(&chunk);
+        assert_eq!(bitmap[0], 0b10_0110);
+        assert_eq!(
+            runs(&bitmap, chunk.len()),
+            [(BLOCK, BLOCK * 2), (BLOCK * 5, 100)]
+        );
+        assert_eq!(data_len(&bitmap, chunk.len()), Some(BLOCK * 2 + 100));
+        assert_eq!(compact(&mut chunk, &bitmap), BLOCK * 2 + 100);
+        assert_eq!(
+            (chunk[0], chunk[BLOCK + 5], chunk[BLOCK * 2 + 99]),
+            (1, 2, 3)
+        );
+    }
+
+    #[test]
+    fn blocks_beyond_the_chunk_are_refused() {
+        let mut bitmap = [0; 32];
+        bitmap[31] = 0x80;
+        assert_eq!(data_len(&bitmap, CHUNK as usize), Some(BLOCK));
+        assert_eq!(data_len(&bitmap, CHUNK as usize - BLOCK), None);
+    }
+
+    #[test]
+    fn sizes_at_the_edges() {
+        assert_eq!((chunk_count(0), segment_count(0)), (0, 0));
+        assert_eq!((chunk_count(1), chunk_len(1, 0)), (1, 1));
+        assert_eq!(chunk_count(CHUNK + 1), 2);
+        assert_eq!(chunk_len(CHUNK + 1, 1), 1);
+        assert_eq!(segment_count(MAX_SIZE), 1 << 20);
+    }
+}

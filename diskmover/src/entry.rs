@@ -1,0 +1,214 @@
+//! Segments as bytes: what STATE frames and journal records are made of.
+//!
+//! ```text
+//! 0 CLOSED    segment u32 | segment hash [32]
+//! 1 PARTIAL   segment u32 | chunks u64 (a bit each) | for each: data u32, hash [32]
+//! 2 ZERO RUN  segment u32 | count u32: all chunks of these segments are zero
+//! ```
+
+use crate::digest::{self, Hash, ZERO_HASH};
+use crate::ledger::Ledger;
+
+/// Most bytes of one entry.
+pub const MAX_ENTRY: usize = 1 + 4 + 8 + 64 * 36;
+
+/// What is known of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// All chunks are done; their hash.
+    Closed(u32, Hash),
+    /// These chunks are done; data bytes and hash of each.
+    Partial(u32, u64, Vec<(u32, Hash)>),
+    /// All chunks of so many segments are zero.
+    ZeroRun(u32, u32),
+}
+
+impl Entry {
+    /// What the ledger knows of these done chunks of a segment.
+    pub fn of(ledger: &Ledger, segment: usize, bits: u64) -> Option<Entry> {
+        let number = segment as u32;
+        if let Some(hash) = ledger.closed_hash(segment) {
+            let zero = hash == ZERO_HASH;
+            return Some(if zero {
+                Entry::ZeroRun(number, 1)
+            } else {
+                Entry::Closed(number, hash)
+            });
+        }
+        let open = ledger.open_segment(segment)?;
+        let bits = bits & open.done;
+        let one = |i: usize| (open.data[i], open.hashes[i]);
+        let chunks = (0..64).filter(|i| bits & (1 << i) != 0).map(one).collect();
+        (bits != 0).then_some(Entry::Partial(number, bits, chunks))
+    }
+
+    /// Appends the bytes.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match self {
+            Entry::Closed(segment, hash) => {
+                out.push(0);
+                out.extend(segment.to_le_bytes());
+                out.extend(hash);
+            }
+            Entry::Partial(segment, bits, chunks) => {
+                out.push(1);
+                out.extend(segment.to_le_bytes());
+                out.extend(bits.to_le_bytes());
+                for (data, hash) in chunks {
+                    out.extend(data.to_le_bytes());
+                    out.extend(hash);
+                }
+            }
+            Entry::ZeroRun(segment, count) => {
+                out.push(2);
+                out.extend(segment.to_le_bytes());
+                out.extend(count.to_le_bytes());
+            }
+        }
+    }
+
+    /// Takes one entry off the front; None when the bytes are not one.
+    pub fn decode(bytes: &mut &[u8]) -> Option<Entry> {
+        let [kind] = take(bytes)?;
+        let segment = u32::from_le_bytes(take(bytes)?);
+        match kind {
+            0 => Some(Entry::Closed(segment, take(bytes)?)),
+            1 => {
+                let bits = u64::from_le_bytes(take(bytes)?);
+                let mut chunks = Vec::with_capacity(bits.count_ones() as usize);
+                for _ in 0..bits.count_ones() {
+                    chunks.push((u32::from_le_bytes(take(bytes)?), take(bytes)?));
+                }
+                Some(Entry::Partial(segment, bits, chunks))
+            }
+            2 => Some(Entry::ZeroRun(segment, u32::from_le_bytes(take(bytes)?))),
+            _ => None,
+        }
+    }
+
+    /// Applies it to a ledger; None when it cannot be true of this volume.
+    pub fn apply(&self, ledger: &mut Ledger) -> Option<()> {
+        match self {
+            Entry::Closed(segment, hash) => {
+                let segment = *segment as usize;
+                (segment < ledger.segments()).then(|| ledger.adopt_closed(segment, *hash))
+            }
+            Entry::Partial(segment, bits, chunks) => {
+                let segment = *segment as usize;
+                if segment >= ledger.segments() || bits & !ledger.full_mask(segment) != 0 {
+                    return None;
+                }
+                let set = (0..64u64).filter(|i| bits & (1 << i) != 0);
+                for (index, (data, hash)) in set.zip(chunks) {
+                    let chunk = segment as u64 * digest::SEGMENT_CHUNKS + index;
+                    if *data as usize > digest::chunk_len(ledger.size(), chunk) {
+                        return None;
+                    }
+                    ledger.offer(chunk, *hash, *data).ok()?;
+                    ledger.confirm(chunk);
+                }
+                ledger.close_if_full(segment);
+                Some(())
+            }
+            Entry::ZeroRun(segment, count) => {
+                let end = (*segment as usize).checked_add(*count as usize)?;
+                if end > ledger.segments() {
+                    return None;
+                }
+                let first = u64::from(*segment) * digest::SEGMENT_CHUNKS;
+                let last =
+                    (end as u64 * digest::SEGMENT_CHUNKS).min(digest::chunk_count(ledger.size()));
+                ledger.confirm_zeros(first, last).ok()
+            }
+        }
+    }
+}
+
+/// Entries of the done chunks among `segments`, zero runs merged.
+pub fn collect(ledger: &Ledger, segments: impl Iterator<Item = (usize, u64)>) -> Vec<Entry> {
+    let mut all: Vec<Entry> = Vec::new();
+    for (segment, bits) in segments {
+        match (all.last_mut(), Entry::of(ledger, segment, bits)) {
+            (Some(Entry::ZeroRun(first, count)), Some(Entry::ZeroRun(next, 1)))
+                if *first + *count == next =>
+            {
+                *count += 1;
+            }
+            (_, Some(entry)) => all.push(entry),
+            (_, None) => {}
+        }
+    }
+    all
+}
+
+/// Takes an array off the front of a slice.
+pub fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (head, rest) = bytes.split_first_chunk::<N>()?;
+    *bytes = rest;
+    Some(*head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::CHUNK;
+
+    fn ledger() -> Ledger {
+        let mut ledger = Ledger::new(300 * CHUNK);
+        ledger.confirm_zeros(64, 192).unwrap();
+        for chunk in [0, 5, 63, 200] {
+            ledger.offer(chunk, [chunk as u8 + 1; 32], 4096).unwrap();
+            ledger.confirm(chunk);
+        }
+        ledger
+    }
+
+    fn entries(ledger: &Ledger) -> Vec<Entry> {
+        collect(ledger, (0..ledger.segments()).map(|s| (s, u64::MAX)))
+    }
+
+    #[test]
+    fn entries_carry_a_ledger() {
+        let entries = entries(&ledger());
+        assert_eq!(
+            entries.len(),
+            3,
+            "zero segments were not merged: {entries:?}"
+        );
+        let mut bytes = Vec::new();
+        entries.iter().for_each(|entry| entry.encode(&mut bytes));
+        let mut copy = Ledger::new(300 * CHUNK);
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            Entry::decode(&mut rest).unwrap().apply(&mut copy).unwrap();
+        }
+        assert_eq!(copy.done_bytes(), ledger().done_bytes());
+        assert_eq!(self::entries(&copy), entries);
+    }
+
+    #[test]
+    fn truncated_entries_are_refused() {
+        for entry in entries(&ledger()) {
+            let mut bytes = Vec::new();
+            entry.encode(&mut bytes);
+            assert!(bytes.len() <= MAX_ENTRY);
+            for len in 0..bytes.len() {
+                assert_eq!(Entry::decode(&mut &bytes[..len]), None);
+            }
+        }
+    }
+
+    #[test]
+    fn entries_outside_the_volume_are_refused() {
+        let mut ledger = ledger();
+        for bad in [
+            Entry::Closed(5, [1; 32]),
+            Entry::ZeroRun(4, 2),
+            Entry::ZeroRun(u32::MAX, u32::MAX),
+            Entry::Partial(4, 1 << 44, vec![(1, [1; 32])]),
+            Entry::Partial(0, 2, vec![(CHUNK as u32 + 1, [1; 32])]),
+        ] {
+            assert_eq!(bad.apply(&mut ledger), None, "{bad:?}");
+        }
+    }
+}

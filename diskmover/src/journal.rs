@@ -1,0 +1,305 @@
+//! Which chunks of a part are durable: appended strictly after the data is.
+//!
+//! ```text
+//! header   "DMJRNL1\n" | source identity [32] | BLAKE3(tag) [32]
+//!          | part inode u64 | CRC-32C
+//! record   length u32 | entry (entry.rs) | CRC-32C of length and entry
+//! ```
+//! The first record that does not check ends the journal: a torn tail, or a
+//! damaged one, only means that more is sent again.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use crate::beneath::{self, Names};
+use crate::entry::{self, Entry};
+use crate::error::Result;
+use crate::ledger::Ledger;
+use crate::source::Identity;
+
+const MAGIC: &[u8; 8] = b"DMJRNL1\n";
+const HEADER: usize = 8 + 32 + 32 + 8 + 4;
+
+/// What a journal is about; one of another copy, source or part is worth nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// The source, as it was when its first byte was read.
+    pub identity: Identity,
+    /// Hash of the tag.
+    pub tag: [u8; 32],
+    /// Inode of the part.
+    pub part_inode: u64,
+}
+
+/// An open journal.
+pub struct Journal {
+    file: File,
+    len: u64,
+}
+
+impl Subject {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = MAGIC.to_vec();
+        out.extend(self.identity.encode());
+        out.extend(self.tag);
+        out.extend(self.part_inode.to_le_bytes());
+        out.extend(crc32c::crc32c(&out).to_le_bytes());
+        out
+    }
+}
+
+impl Journal {
+    /// Opens the journal of a part and fills the ledger from it; None when there
+    /// is none, or one about something else.
+    pub fn load(names: &Names, subject: &Subject, ledger: &mut Ledger) -> Result<Option<Journal>> {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW;
+        let fd: OwnedFd = match beneath::open(&names.dir, &names.journal, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(e) => return Err(beneath::refused(&names.journal, e)),
+        };
+        let file = File::from(fd);
+        let fail = |e: io::Error| crate::error::MoverError::target_io("cannot read a journal", &e);
+        let mut bytes = vec![0; HEADER];
+        match file.read_exact_at(&mut bytes, 0) {
+            Ok(()) if bytes == subject.encode() => {}
+            Ok(()) => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(e) => return Err(fail(e)),
+        }
+        let len = replay(&file, ledger).map_err(fail)?;
+        // What lies beyond is torn; cut it, or records after it would be lost.
+        file.set_len(len).map_err(fail)?;
+        Ok(Some(Journal { file, len }))
+    }
+
+    /// Begins a new journal, durably, in place of an old one.
+    pub fn create(names: &Names, subject: &Subject) -> Result<Journal> {
+        names.remove(&names.journal)?;
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let failed = |what: &str, e: Errno| names.failed(what, &names.journal, e);
+        let fd = beneath::open(
+            &names.dir,
+            &names.journal,
+            flags,
+            Mode::from_raw_mode(0o600),
+        )
+        .map_err(|e| failed("cannot create", e))?;
+        let mut journal = Journal {
+            file: File::from(fd),
+            len: 0,
+        };
+        journal
+            .write(&subject.encode())
+            .map_err(|e| failed("cannot write", errno(&e)))?;
+        names.sync_dir()?;
+        Ok(journal)
+    }
+
+    /// Appends entries and makes them durable.
+    pub fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for entry in entries {
+            let start = bytes.len();
+            bytes.extend([0; 4]);
+            entry.encode(&mut bytes);
+            let len = (bytes.len() - start - 4) as u32;
+            bytes[start..start + 4].copy_from_slice(&len.to_le_bytes());
+            let crc = crc32c::crc32c(&bytes[start..]);
+            bytes.extend(crc.to_le_bytes());
+        }
+        self.write(&bytes)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.file.write_all_at(bytes, self.len)?;
+        self.file.flush()?;
+        self.file.sync_data()?;
+        self.len += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// Applies the records to the ledger; returns where the good ones end.
+fn replay(file: &File, ledger: &mut Ledger) -> io::Result<u64> {
+    let end = file.metadata()?.len();
+    let mut at = HEADER as u64;
+    let mut record = Vec::new();
+    loop {
+        let mut head = [0; 4];
+        if at + 4 > end {
+            return Ok(at);
+        }
+        file.read_exact_at(&mut head, at)?;
+        let len = u64::from(u32::from_le_bytes(head));
+        if len > entry::MAX_ENTRY as u64 || at + 8 + len > end {
+            return Ok(at);
+        }
+        record.resize(8 + len as usize, 0);
+        file.read_exact_at(&mut record, at)?;
+        let (body, crc) = record.split_at(4 + len as usize);
+        let mut rest = &body[4..];
+        let applied = crc == crc32c::crc32c(body).to_le_bytes()
+            && Entry::decode(&mut rest).is_some_and(|entry| entry.apply(ledger).is_some())
+            && rest.is_empty();
+        if !applied {
+            return Ok(at);
+        }
+        at += 8 + len;
+    }
+}
+
+fn errno(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::CHUNK;
+
+    const SIZE: u64 = 200 * CHUNK;
+
+    fn subject() -> Subject {
+        let identity = Identity {
+            size: SIZE,
+            mtime_ns: 1,
+            ctime_ns: 2,
+            inode: 3,
+        };
+        Subject {
+            identity,
+            tag: [4; 32],
+            part_inode: 5,
+        }
+    }
+
+    fn load(names: &Names, subject: &Subject) -> Option<u64> {
+        let mut ledger = Ledger::new(SIZE);
+        Journal::load(names, subject, &mut ledger)
+            .unwrap()
+            .map(|_| ledger.done_bytes() / CHUNK)
+    }
+
+    fn written() -> (tempfile::TempDir, Names) {
+        let dir = tempfile::tempdir().unwrap();
+        let names = Names::open(dir.path(), "disk", "t").unwrap();
+        let mut journal = Journal::create(&names, &subject()).unwrap();
+        journal
+            .append(&[Entry::Partial(0, 0b11, vec![(9, [1; 32]), (8, [2; 32])])])
+            .unwrap();
+        journal.append(&[Entry::ZeroRun(1, 2)]).unwrap();
+        journal
+            .append(&[Entry::Partial(3, 1, vec![(9, [3; 32])])])
+            .unwrap();
+        (dir, names)
+    }
+
+    #[test]
+    fn records_are_found_again() {
+        let (_dir, names) = written();
+        assert_eq!(load(&names, &subject()), Some(2 + 128 + 1));
+        assert_eq!(
+            load(&names, &subject()),
+            Some(2 + 128 + 1),
+            "loading changed it"
+        );
+    }
+
+    #[test]
+    fn a_journal_about_something_else_is_worth_nothing() {
+        let (_dir, names) = written();
+        let good = subject();
+        let newer = Identity {
+            mtime_ns: 99,
+            ..good.identity
+        };
+        assert_eq!(
+            load(
+                &names,
+                &Subject {
+                    identity: newer,
+                    ..good.clone()
+                }
+            ),
+            None
+        );
+        assert_eq!(
+            load(
+                &names,
+                &Subject {
+                    tag: [9; 32],
+                    ..good.clone()
+                }
+            ),
+            None
+        );
+        assert_eq!(
+            load(
+                &names,
+                &Subject {
+                    part_inode: 9,
+                    ..good
+                }
+            ),
+            None
+        );
+    }
+
+    #[test]
+    fn every_torn_tail_keeps_the_records_before_it() {
+        let (dir, names) = written();
+        let path = dir.path().join(&names.journal);
+        let whole = std::fs::read(&path).unwrap();
+        let mut last = 0;
+        for len in 0..whole.len() {
+            std::fs::write(&path, &whole[..len]).unwrap();
+            let found = load(&names, &subject());
+            assert_eq!(found.is_some(), len >= HEADER, "cut at {len}");
+            assert!(
+                found.unwrap_or(0) >= last && found.unwrap_or(0) < 131,
+                "cut at {len}"
+            );
+            last = found.unwrap_or(0);
+        }
+        assert_eq!(last, 130);
+    }
+
+    #[test]
+    fn every_flipped_bit_only_drops_records() {
+        let (dir, names) = written();
+        let path = dir.path().join(&names.journal);
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut bad = whole.clone();
+            bad[at] ^= 1 << (at % 8);
+            std::fs::write(&path, &bad).unwrap();
+            let found = load(&names, &subject());
+            assert!(
+                matches!(found, None | Some(0 | 2 | 130)),
+                "byte {at}: {found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn appending_after_a_torn_tail_is_read_back() {
+        let (dir, names) = written();
+        let path = dir.path().join(&names.journal);
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
+        let mut ledger = Ledger::new(SIZE);
+        let mut journal = Journal::load(&names, &subject(), &mut ledger)
+            .unwrap()
+            .unwrap();
+        journal
+            .append(&[Entry::Partial(3, 2, vec![(9, [3; 32])])])
+            .unwrap();
+        assert_eq!(load(&names, &subject()), Some(131));
+    }
+}

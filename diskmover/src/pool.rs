@@ -1,0 +1,113 @@
+//! The one pool of chunk buffers of a session: the only flow control there is.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::digest::CHUNK;
+use crate::sys::AlignedBuf;
+
+/// Locks a mutex whatever happened to its last holder.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Shelf {
+    free: Vec<AlignedBuf>,
+    unmade: usize,
+}
+
+/// A fixed number of chunk buffers, made when first needed.
+pub struct Pool {
+    shelf: Mutex<Shelf>,
+    returned: Condvar,
+}
+
+/// A buffer of one chunk; returns to its pool when dropped.
+pub struct Buffer {
+    memory: Option<AlignedBuf>,
+    pool: Arc<Pool>,
+}
+
+impl Pool {
+    /// A pool of `bytes`, at least 4 chunks.
+    pub fn new(bytes: u64) -> Arc<Pool> {
+        let count = (bytes / CHUNK).max(4) as usize;
+        Arc::new(Pool {
+            shelf: Mutex::new(Shelf {
+                free: Vec::new(),
+                unmade: count,
+            }),
+            returned: Condvar::new(),
+        })
+    }
+
+    /// A buffer, waiting for one at most `timeout`.
+    pub fn take(self: &Arc<Self>, timeout: Duration) -> Option<Buffer> {
+        let empty = |shelf: &mut Shelf| shelf.free.is_empty() && shelf.unmade == 0;
+        let (mut shelf, _) = self
+            .returned
+            .wait_timeout_while(lock(&self.shelf), timeout, empty)
+            .unwrap_or_else(PoisonError::into_inner);
+        let memory = match shelf.free.pop() {
+            Some(memory) => memory,
+            None if shelf.unmade > 0 => {
+                let memory = AlignedBuf::new(CHUNK as usize)?;
+                shelf.unmade -= 1;
+                memory
+            }
+            None => return None,
+        };
+        Some(Buffer {
+            memory: Some(memory),
+            pool: Arc::clone(self),
+        })
+    }
+}
+
+impl Deref for Buffer {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.memory.as_deref().unwrap_or_default()
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.memory.as_deref_mut().unwrap_or_default()
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        lock(&self.pool.shelf).free.extend(self.memory.take());
+        self.pool.returned.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pool_bounds_what_is_out() {
+        let pool = Pool::new(4 * CHUNK);
+        let mut out: Vec<_> = (0..4).map(|_| pool.take(Duration::ZERO).unwrap()).collect();
+        assert!(pool.take(Duration::ZERO).is_none());
+        assert_eq!(out[0].len(), CHUNK as usize);
+        out.pop();
+        assert!(pool.take(Duration::ZERO).is_some());
+    }
+
+    #[test]
+    fn a_waiting_taker_gets_what_is_returned() {
+        let pool = Pool::new(4 * CHUNK);
+        let out: Vec<_> = (0..4).map(|_| pool.take(Duration::ZERO).unwrap()).collect();
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| pool.take(Duration::from_secs(20)).is_some());
+            drop(out);
+            assert!(waiter.join().unwrap());
+        });
+    }
+}

@@ -1,0 +1,182 @@
+//! The life of a target's files: reserve, publish, discard.
+//!
+//! ```text
+//! part verified -> mode, owner, fsync(part) -> receipt, durable
+//!   -> rename to the final name, never over a file -> fsync(directory)
+//!   -> remove the journal -> fsync(directory)
+//! ```
+//! Killed anywhere, the next opening either finds the file published (the
+//! receipt names its inode) or a complete part to publish again.
+
+use std::fs::File;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::io::Errno;
+
+use crate::beneath::{self, Names};
+use crate::digest;
+use crate::error::{Code, MoverError, Result};
+use crate::messages::Receipt;
+use crate::receipt;
+use crate::sys;
+use crate::target::{self, TargetSpec};
+
+/// Fails when something stands under the final name.
+pub fn refuse_existing(names: &Names) -> Result<()> {
+    match receipt::file_id(names, &names.base)? {
+        None => Ok(()),
+        Some(_) => Err(exists(names)),
+    }
+}
+
+/// Publishes a verified part.
+pub fn publish(names: &Names, part: &File, spec: &TargetSpec, proof: &Receipt) -> Result<()> {
+    let failed = |what: &str, e: Errno| names.failed(what, &names.part, e);
+    rustix::fs::fchmod(part, Mode::from_raw_mode(spec.mode))
+        .map_err(|e| failed("cannot chmod", e))?;
+    if spec.uid.is_some() || spec.gid.is_some() {
+        let (uid, gid) = (spec.uid.map(Uid::from_raw), spec.gid.map(Gid::from_raw));
+        rustix::fs::fchown(part, uid, gid).map_err(|e| failed("cannot chown", e))?;
+    }
+    rustix::fs::fsync(part).map_err(|e| failed("cannot make durable", e))?;
+    let stat = rustix::fs::fstat(part).map_err(|e| failed("cannot stat", e))?;
+    let id = receipt::file_id(names, &names.part)?;
+    let (Some(id), 1, true) = (id, stat.st_nlink, stat.st_size as u64 == proof.size) else {
+        let text = format!(
+            "{} was replaced, linked or cut by somebody else",
+            names.part
+        );
+        return Err(MoverError::new(Code::TargetPath, text).at_receiver());
+    };
+    receipt::write(names, proof, id)?;
+    match rename_new(names) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => {
+            names.remove(&names.receipt)?;
+            return Err(exists(names));
+        }
+        Err(e) => return Err(failed("cannot rename", e)),
+    }
+    names.sync_dir()?;
+    names.remove(&names.journal)?;
+    names.sync_dir()
+}
+
+/// Creates the part of a copy before the copy begins.
+pub fn reserve(root: &Path, name: &str, tag: &str, size: u64, allocate: bool) -> Result<()> {
+    let names = Names::open(root, name, tag)?;
+    if size > digest::MAX_SIZE {
+        let text = format!("{size} bytes are more than 64 TiB");
+        return Err(MoverError::new(Code::InvalidArgument, text).at_receiver());
+    }
+    if receipt::published(&names)?.is_some() {
+        return Ok(());
+    }
+    refuse_existing(&names)?;
+    let existed = receipt::file_id(&names, &names.part)?.is_some();
+    let part = target::open_part(&names)?;
+    let result = fill_reservation(&part, size, allocate)
+        .map_err(|e| names.failed("cannot reserve space for", &names.part, e));
+    if result.is_err() && !existed {
+        names.remove(&names.part)?;
+    }
+    result?;
+    names.sync_dir()
+}
+
+/// Makes sure that a copy has left nothing but what it published.
+pub fn discard(root: &Path, name: &str, tag: &str) -> Result<()> {
+    let Some(names) = existing_names(root, name, tag)? else {
+        return Ok(());
+    };
+    let _lock = lock_part(&names)?;
+    names.remove(&names.part)?;
+    names.remove(&names.journal)?;
+    names.remove(&names.receipt)?;
+    names.remove(&format!("{}.new", names.receipt))?;
+    names.sync_dir()
+}
+
+/// Removes the published file if this tag published it; true when it did.
+pub fn discard_published(root: &Path, name: &str, tag: &str) -> Result<bool> {
+    let Some(names) = existing_names(root, name, tag)? else {
+        return Ok(false);
+    };
+    let removed = receipt::published(&names)?.is_some() && names.remove(&names.base)?;
+    names.sync_dir()?;
+    names.remove(&names.receipt)?;
+    names.sync_dir()?;
+    Ok(removed)
+}
+
+fn fill_reservation(part: &File, size: u64, allocate: bool) -> rustix::io::Result<()> {
+    if allocate && size > 0 {
+        rustix::fs::fallocate(part, FallocateFlags::empty(), 0, size)?;
+    }
+    let stat = rustix::fs::fstat(part)?;
+    if stat.st_size as u64 != size {
+        rustix::fs::ftruncate(part, size)?;
+    }
+    rustix::fs::fsync(part)
+}
+
+/// The names, or None when the directory is gone and nothing can be there.
+fn existing_names(root: &Path, name: &str, tag: &str) -> Result<Option<Names>> {
+    beneath::check_name(name)?;
+    let parent = name.rsplit_once('/').map_or(".", |(parent, _)| parent);
+    match rustix::fs::open(root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()) {
+        Err(Errno::NOENT) => return Ok(None),
+        Err(_) => {}
+        Ok(root) => {
+            let found = beneath::open(&root, parent, OFlags::PATH, Mode::empty());
+            if found.err() == Some(Errno::NOENT) {
+                return Ok(None);
+            }
+        }
+    }
+    Names::open(root, name, tag).map(Some)
+}
+
+/// Locks the part, if there is one, so that no session writes it.
+fn lock_part(names: &Names) -> Result<Option<File>> {
+    match rustix::fs::statat(&names.dir, &names.part, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {}
+        _ => return Ok(None),
+    }
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let Ok(fd) = beneath::open(&names.dir, &names.part, flags, Mode::empty()) else {
+        return Ok(None);
+    };
+    match sys::try_lock(&fd) {
+        Ok(true) => Ok(Some(File::from(fd))),
+        Ok(false) => {
+            let text = format!(
+                "a session writes the target {:?}; close it first",
+                names.shown
+            );
+            Err(MoverError::new(Code::TargetBusy, text).at_receiver())
+        }
+        Err(e) => Err(MoverError::target_io("cannot lock a part", &e)),
+    }
+}
+
+fn rename_new(names: &Names) -> rustix::io::Result<()> {
+    let (dir, part, base) = (&names.dir, &names.part, &names.base);
+    match rustix::fs::renameat_with(dir, part, dir, base, RenameFlags::NOREPLACE) {
+        // A file system without the flag: a hard link never replaces either.
+        Err(Errno::INVAL | Errno::NOSYS) => {
+            rustix::fs::linkat(dir, part, dir, base, AtFlags::empty())?;
+            rustix::fs::unlinkat(dir, part, AtFlags::empty())
+        }
+        other => other,
+    }
+}
+
+fn exists(names: &Names) -> MoverError {
+    let text = format!(
+        "a file named {:?} is there already, and this copy did not place it; move it out of the way",
+        names.shown
+    );
+    MoverError::new(Code::TargetExists, text).at_receiver()
+}

@@ -1,0 +1,217 @@
+//! A volume to read: a regular file or a block device, and its identity.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use crate::digest;
+use crate::error::{Code, MoverError, Result};
+use crate::plan::{Extents, Plan};
+use crate::sys::ALIGN;
+
+/// What changes when a file is written, replaced or cut.
+///
+/// A block device has only its size and number: writes to it leave no trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Bytes.
+    pub size: u64,
+    /// Time of the last write, in ns.
+    pub mtime_ns: i64,
+    /// Time of the last change of the inode, in ns.
+    pub ctime_ns: i64,
+    /// Inode number, or the device number of a block device.
+    pub inode: u64,
+}
+
+/// An open source.
+pub struct Source {
+    path: PathBuf,
+    file: File,
+    direct: Option<File>,
+    is_block: bool,
+    /// As it was when it was opened.
+    pub identity: Identity,
+}
+
+/// How to look for holes.
+pub struct Map {
+    file: File,
+    size: u64,
+    trust: bool,
+}
+
+impl Source {
+    /// Opens for reading; a symlink as the last part is refused.
+    pub fn open(path: &Path) -> Result<Source> {
+        let shown = path.display();
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let fd: OwnedFd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| match e {
+            Errno::NOENT => MoverError::new(Code::SourceMissing, format!("{shown} does not exist")),
+            Errno::LOOP => MoverError::new(
+                Code::SourceInvalid,
+                format!("{shown} is a symlink; name the file that it leads to"),
+            ),
+            e => MoverError::source_io(&format!("cannot open {shown}"), &e.into()),
+        })?;
+        let file = File::from(fd);
+        let stat = rustix::fs::fstat(&file)
+            .map_err(|e| MoverError::source_io(&format!("cannot stat {shown}"), &e.into()))?;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if !matches!(kind, FileType::RegularFile | FileType::BlockDevice) {
+            return Err(MoverError::new(
+                Code::SourceInvalid,
+                format!("{shown} is neither a regular file nor a block device"),
+            ));
+        }
+        let is_block = kind == FileType::BlockDevice;
+        let identity = identity_of(&file, is_block)
+            .map_err(|e| MoverError::source_io(&format!("cannot measure {shown}"), &e))?;
+        if identity.size > digest::MAX_SIZE {
+            return Err(MoverError::new(
+                Code::LimitExceeded,
+                format!("{shown} has {} bytes, more than 64 TiB", identity.size),
+            ));
+        }
+        let direct = rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty()).ok();
+        let direct = direct
+            .map(File::from)
+            .filter(|direct| identity_of(direct, is_block).is_ok_and(|other| other == identity));
+        Ok(Source {
+            path: path.to_owned(),
+            file,
+            direct,
+            is_block,
+            identity,
+        })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A plan of what to read. Block devices have no map: all is read.
+    pub fn plan(&self, trust_holes: bool) -> io::Result<Plan<Map>> {
+        let map = Map {
+            file: self.file.try_clone()?,
+            size: self.identity.size,
+            trust: trust_holes && !self.is_block,
+        };
+        Ok(Plan::new(map, self.identity.size))
+    }
+
+    /// Fills `buffer` with chunk `chunk`; only `ranges` are read, the rest is zero.
+    ///
+    /// `buffer` has the length of the chunk rounded up to 4 KiB, and is aligned.
+    pub fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<()> {
+        let base = chunk * digest::CHUNK;
+        let len = digest::chunk_len(self.identity.size, chunk);
+        let mut filled = 0;
+        for range in ranges {
+            // O_DIRECT reads whole blocks; so does everything else then.
+            let start = ((range.start - base) as usize & !(ALIGN - 1)).max(filled);
+            let end = ((range.end - base) as usize)
+                .next_multiple_of(ALIGN)
+                .min(len);
+            if start < end {
+                buffer[filled..start].fill(0);
+                self.read_range(base, start, end, buffer)?;
+                filled = end;
+            }
+        }
+        buffer[filled..].fill(0);
+        Ok(())
+    }
+
+    /// Fails when the source is not what it was when it was opened.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let now = identity_of(&self.file, self.is_block)
+            .map_err(|e| MoverError::source_io("cannot stat the source", &e))?;
+        if now == self.identity {
+            return Ok(());
+        }
+        Err(self.changed("it was written to or replaced"))
+    }
+
+    /// The error that says that the source changed.
+    pub fn changed(&self, how: &str) -> MoverError {
+        let path = self.path.display();
+        MoverError::new(
+            Code::SourceChanged,
+            format!("{path} changed while it was copied ({how}); nothing was published"),
+        )
+    }
+
+    fn read_range(&self, base: u64, start: usize, end: usize, buffer: &mut [u8]) -> Result<()> {
+        let mut at = start;
+        if let Some(direct) = &self.direct {
+            let aligned_end = end.next_multiple_of(ALIGN).min(buffer.len());
+            while at < end && at % ALIGN == 0 && aligned_end % ALIGN == 0 {
+                match direct.read_at(&mut buffer[at..aligned_end], base + at as u64) {
+                    Ok(0) => break,
+                    Ok(count) => at += count,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(_) => break, // the buffered read below tells what is wrong
+                }
+            }
+        }
+        while at < end {
+            match self.file.read_at(&mut buffer[at..end], base + at as u64) {
+                Ok(0) => {
+                    let offset = base + at as u64;
+                    return Err(self.changed("it is shorter than at the start").at(offset));
+                }
+                Ok(count) => at += count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    let what = format!("cannot read {}", self.path.display());
+                    return Err(MoverError::source_io(&what, &e).at(base + at as u64));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Extents for Map {
+    fn next_data(&mut self, from: u64) -> io::Result<Option<Range<u64>>> {
+        if !self.trust {
+            return Ok((from < self.size).then_some(from..self.size));
+        }
+        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(from)) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            // No support: everything is data.
+            Err(_) => return Ok(Some(from..self.size)),
+        };
+        let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start)).unwrap_or(self.size);
+        Ok(Some(start..end))
+    }
+}
+
+fn identity_of(file: &File, is_block: bool) -> io::Result<Identity> {
+    let stat = rustix::fs::fstat(file)?;
+    if is_block {
+        let size = rustix::fs::seek(file, SeekFrom::End(0))?;
+        return Ok(Identity {
+            size,
+            mtime_ns: 0,
+            ctime_ns: 0,
+            inode: stat.st_rdev,
+        });
+    }
+    let ns = |seconds: i64, ns: u64| seconds.wrapping_mul(1_000_000_000).wrapping_add(ns as i64);
+    Ok(Identity {
+        size: stat.st_size as u64,
+        mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec as u64),
+        ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec as u64),
+        inode: stat.st_ino,
+    })
+}

@@ -1,0 +1,106 @@
+//! The only unsafe code: aligned memory and open-file-description locks.
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::io;
+use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, AsRawFd};
+use std::ptr::NonNull;
+
+/// What O_DIRECT asks for on every disk that we know.
+pub const ALIGN: usize = 4096;
+
+/// Zeroed memory aligned for O_DIRECT. Untouched pages cost nothing.
+pub struct AlignedBuf {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+impl AlignedBuf {
+    /// `len` bytes, more than 0; None when there is no memory.
+    pub fn new(len: usize) -> Option<Self> {
+        let layout = Layout::from_size_align(len, ALIGN)
+            .ok()
+            .filter(|l| l.size() > 0)?;
+        // SAFETY: the layout has a size that is not zero.
+        let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        Some(AlignedBuf { start, layout })
+    }
+}
+
+impl Deref for AlignedBuf {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start` is valid for `layout.size()` initialised bytes, owned
+        // by self and borrowed as long as the slice lives.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
+    }
+}
+
+impl DerefMut for AlignedBuf {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as in `deref`, and the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
+    }
+}
+
+impl Drop for AlignedBuf {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this very layout, freed once.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}
+
+// SAFETY: the memory is owned and has no thread affinity.
+unsafe impl Send for AlignedBuf {}
+// SAFETY: shared access only reads.
+unsafe impl Sync for AlignedBuf {}
+
+/// Takes the exclusive lock of an open file; false when another one holds it.
+pub fn try_lock(file: impl AsFd) -> io::Result<bool> {
+    let lock = libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the descriptor is open while borrowed; the struct outlives the call.
+    let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &lock) };
+    if result == 0 {
+        return Ok(true);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
+        _ => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_aligned_zeroed_and_writable() {
+        let mut buf = AlignedBuf::new(8192).unwrap();
+        assert_eq!(buf.as_ptr() as usize % ALIGN, 0);
+        assert!(buf.iter().all(|b| *b == 0));
+        buf[8191] = 7;
+        assert_eq!(buf[8191], 7);
+        assert!(AlignedBuf::new(0).is_none());
+    }
+
+    #[test]
+    fn the_lock_is_exclusive_within_a_process_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let one = std::fs::File::create(&path).unwrap();
+        let two = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        assert!(try_lock(&one).unwrap());
+        assert!(!try_lock(&two).unwrap());
+        drop(one);
+        assert!(try_lock(&two).unwrap());
+    }
+}

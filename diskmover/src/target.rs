@@ -1,0 +1,399 @@
+//! A part under construction: chunks in any order, durable step by step.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use crate::beneath::{self, Names};
+use crate::digest::{self, BLOCK, Bitmap, CHUNK, Hash, SEGMENT_CHUNKS};
+use crate::entry::{self, Entry};
+use crate::error::{Code, MoverError, Result};
+use crate::journal::{Journal, Subject};
+use crate::ledger::Ledger;
+use crate::messages::Receipt;
+use crate::pool::lock;
+use crate::publish;
+use crate::receipt;
+use crate::source::Identity;
+use crate::sys::{self, ALIGN};
+
+/// A volume that may be received, and where to.
+#[derive(Clone, Debug)]
+pub struct TargetSpec {
+    /// Name on the wire.
+    pub volume: String,
+    /// Directory to stay beneath.
+    pub root: PathBuf,
+    /// Target relative to it.
+    pub name: String,
+    /// Exact size; None takes what the sender announces.
+    pub size: Option<u64>,
+    /// Permission bits when published.
+    pub mode: u32,
+    /// Owner when published.
+    pub uid: Option<u32>,
+    /// Group when published.
+    pub gid: Option<u32>,
+}
+
+/// What opening a target found.
+pub enum Opened {
+    /// This tag has published it before.
+    Published(Receipt),
+    /// Ready to write; some of it can be there already.
+    Receiving(Box<Target>),
+}
+
+struct Book {
+    ledger: Ledger,
+    /// Chunks written since the last barrier, by segment.
+    pending: BTreeMap<u32, u64>,
+}
+
+/// An open part.
+pub struct Target {
+    spec: TargetSpec,
+    names: Names,
+    part: File,
+    direct: Option<File>,
+    direct_works: AtomicBool,
+    /// Whether what was never written reads as zero.
+    fresh: bool,
+    /// Bytes that were durable when it was opened.
+    pub resumed: u64,
+    book: Mutex<Book>,
+    journal: Mutex<Journal>,
+}
+
+impl Target {
+    /// Opens the target of a source with this identity; resumes if it can.
+    pub fn open(spec: &TargetSpec, tag: &str, identity: Identity) -> Result<Opened> {
+        let names = Names::open(&spec.root, &spec.name, tag)?;
+        if let Some(found) = receipt::published(&names)? {
+            // Killed between publishing and tidying up.
+            names.remove(&names.journal)?;
+            names.remove(&names.part)?;
+            return Ok(Opened::Published(found));
+        }
+        publish::refuse_existing(&names)?;
+        let part = open_part(&names)?;
+        let part_inode = rustix::fs::fstat(&part)
+            .map_err(|e| names.failed("cannot stat", &names.part, e))?
+            .st_ino;
+        let tag = *blake3::hash(tag.as_bytes()).as_bytes();
+        let subject = Subject {
+            identity,
+            tag,
+            part_inode,
+        };
+        let mut ledger = Ledger::new(identity.size);
+        let mut fresh = false;
+        let found = if has_size(&part, identity.size) {
+            Journal::load(&names, &subject, &mut ledger)?
+        } else {
+            None
+        };
+        let journal = match found {
+            Some(journal) => journal,
+            None => {
+                ledger = Ledger::new(identity.size);
+                fresh = true;
+                make_blank(&part, identity.size)
+                    .map_err(|e| names.failed("cannot size", &names.part, e))?;
+                Journal::create(&names, &subject)?
+            }
+        };
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::DIRECT;
+        let direct = beneath::open(&names.dir, &names.part, flags, Mode::empty()).ok();
+        let direct =
+            direct.filter(|fd| rustix::fs::fstat(fd).is_ok_and(|s| s.st_ino == part_inode));
+        Ok(Opened::Receiving(Box::new(Target {
+            spec: spec.clone(),
+            part,
+            direct: direct.map(File::from),
+            direct_works: AtomicBool::new(true),
+            fresh,
+            resumed: ledger.done_bytes(),
+            book: Mutex::new(Book {
+                ledger,
+                pending: BTreeMap::new(),
+            }),
+            journal: Mutex::new(journal),
+            names,
+        })))
+    }
+
+    /// Bytes placed so far.
+    pub fn done_bytes(&self) -> u64 {
+        lock(&self.book).ledger.done_bytes()
+    }
+
+    /// Bytes of the volume.
+    pub fn size(&self) -> u64 {
+        lock(&self.book).ledger.size()
+    }
+
+    /// Bytes in blocks that are not zero, of what is placed.
+    pub fn data_bytes(&self) -> u64 {
+        lock(&self.book).ledger.data_bytes()
+    }
+
+    /// What is placed, for the sender.
+    pub fn state(&self) -> Vec<Entry> {
+        let book = lock(&self.book);
+        entry::collect(
+            &book.ledger,
+            (0..book.ledger.segments()).map(|s| (s, u64::MAX)),
+        )
+    }
+
+    /// Places a verified chunk: `data` holds the blocks that `bitmap` marks.
+    ///
+    /// `data` is aligned. Placing the same content again does nothing.
+    pub fn place(&self, chunk: u64, bitmap: &Bitmap, data: &[u8], hash: Hash) -> Result<()> {
+        let size = {
+            let mut book = lock(&self.book);
+            if book.ledger.is_done(chunk) {
+                return Ok(());
+            }
+            let offered = book.ledger.offer(chunk, hash, data.len() as u32);
+            offered.map_err(|_| self.conflict(chunk))?;
+            book.ledger.size()
+        };
+        let len = digest::chunk_len(size, chunk);
+        let runs = digest::runs(bitmap, len);
+        let mut taken = 0;
+        let mut written = 0;
+        for (start, run) in runs {
+            self.zero(chunk * CHUNK + written as u64, (start - written) as u64)?;
+            self.write(chunk * CHUNK + start as u64, &data[taken..taken + run])?;
+            taken += run;
+            written = start + run;
+        }
+        self.zero(chunk * CHUNK + written as u64, (len - written) as u64)?;
+        let mut book = lock(&self.book);
+        if book.ledger.confirm(chunk) {
+            *book
+                .pending
+                .entry((chunk / SEGMENT_CHUNKS) as u32)
+                .or_default() |= 1 << (chunk % SEGMENT_CHUNKS);
+        }
+        Ok(())
+    }
+
+    /// Places zero chunks `first..end`.
+    pub fn place_zeros(&self, first: u64, end: u64) -> Result<()> {
+        let size = lock(&self.book).ledger.size();
+        self.zero(first * CHUNK, (end * CHUNK).min(size) - first * CHUNK)?;
+        let mut book = lock(&self.book);
+        book.ledger
+            .confirm_zeros(first, end)
+            .map_err(|_| self.conflict(first))?;
+        for segment in first / SEGMENT_CHUNKS..end.div_ceil(SEGMENT_CHUNKS) {
+            let from = first
+                .saturating_sub(segment * SEGMENT_CHUNKS)
+                .min(SEGMENT_CHUNKS);
+            let to = (end - segment * SEGMENT_CHUNKS).min(SEGMENT_CHUNKS);
+            let bits = (u64::MAX >> (64 - to)) & u64::MAX.checked_shl(from as u32).unwrap_or(0);
+            *book.pending.entry(segment as u32).or_default() |= bits;
+        }
+        Ok(())
+    }
+
+    /// Makes durable what is placed, then notes that it is.
+    ///
+    /// An error here is final for the part's open file: the kernel reports it
+    /// once and may have dropped the pages. Only what was noted before counts.
+    pub fn barrier(&self) -> Result<()> {
+        let mut journal = lock(&self.journal);
+        let (pending, entries) = {
+            let mut book = lock(&self.book);
+            let pending = std::mem::take(&mut book.pending);
+            let segments = pending
+                .iter()
+                .map(|(segment, bits)| (*segment as usize, *bits));
+            let entries = entry::collect(&book.ledger, segments);
+            (pending, entries)
+        };
+        if pending.is_empty() {
+            return Ok(());
+        }
+        rustix::fs::fdatasync(&self.part).map_err(|e| self.failed("cannot make durable", e))?;
+        journal.append(&entries).map_err(|e| {
+            MoverError::target_io(
+                &format!("cannot write the journal of {}", self.names.shown),
+                &e,
+            )
+            .in_volume(&self.spec.volume)
+        })?;
+        let mut book = lock(&self.book);
+        for segment in pending.into_keys() {
+            if !book.pending.contains_key(&segment) {
+                book.ledger.close_if_full(segment as usize);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes all durable and compares the root digest with the sender's.
+    pub fn verify(&self, root: &Hash) -> Result<()> {
+        self.barrier()?;
+        let book = lock(&self.book);
+        let Some(own) = book.ledger.root() else {
+            let text = "the sender says that it is done, but chunks are missing";
+            return Err(self.about(MoverError::new(Code::Protocol, text)));
+        };
+        if own != *root {
+            // Nobody can tell which chunk is wrong: none is worth keeping.
+            self.names.remove(&self.names.journal)?;
+            let text = format!(
+                "the sender's digest is {}, the target's is {}; nothing was published, and the next attempt starts over",
+                digest::hex(root),
+                digest::hex(&own)
+            );
+            return Err(self.about(MoverError::new(Code::DigestMismatch, text)));
+        }
+        Ok(())
+    }
+
+    /// Gives the verified part its final name.
+    pub fn publish(&self, wire: u64) -> Result<Receipt> {
+        let receipt = {
+            let book = lock(&self.book);
+            Receipt {
+                volume: self.spec.volume.clone(),
+                size: book.ledger.size(),
+                data: book.ledger.data_bytes(),
+                wire,
+                root: book.ledger.root().unwrap_or_default(),
+            }
+        };
+        publish::publish(&self.names, &self.part, &self.spec, &receipt)
+            .map_err(|e| e.in_volume(&self.spec.volume))?;
+        Ok(receipt)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let mut at = 0;
+        if let Some(direct) = &self.direct
+            && self.direct_works.load(Ordering::Relaxed)
+            && data.as_ptr() as usize % ALIGN == 0
+            && offset % ALIGN as u64 == 0
+        {
+            let whole = data.len() & !(ALIGN - 1);
+            match direct.write_all_at(&data[..whole], offset) {
+                Ok(()) => at = whole,
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                    self.direct_works.store(false, Ordering::Relaxed);
+                }
+                Err(e) => return Err(self.write_failed(offset, &e)),
+            }
+        }
+        self.part
+            .write_all_at(&data[at..], offset + at as u64)
+            .map_err(|e| self.write_failed(offset + at as u64, &e))
+    }
+
+    /// Makes a range read as zero; a fresh part does already.
+    fn zero(&self, offset: u64, len: u64) -> Result<()> {
+        if self.fresh || len == 0 {
+            return Ok(());
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let range = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
+        for flags in [punch, range] {
+            match rustix::fs::fallocate(&self.part, flags, offset, len) {
+                Ok(()) => return Ok(()),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+                Err(e) => return Err(self.write_failed(offset, &e.into())),
+            }
+        }
+        let zeros = [0; 1 << 16];
+        for at in (0..len).step_by(zeros.len()) {
+            let piece = (len - at).min(zeros.len() as u64) as usize;
+            self.part
+                .write_all_at(&zeros[..piece], offset + at)
+                .map_err(|e| self.write_failed(offset + at, &e))?;
+        }
+        Ok(())
+    }
+
+    fn conflict(&self, chunk: u64) -> MoverError {
+        let text = "the sender sent a chunk twice with different content: its source changed";
+        self.about(MoverError::new(Code::SourceChanged, text).at(chunk * CHUNK))
+    }
+
+    fn write_failed(&self, offset: u64, error: &io::Error) -> MoverError {
+        let what = format!("cannot write {}", self.names.shown);
+        MoverError::target_io(&what, error)
+            .in_volume(&self.spec.volume)
+            .at(offset)
+    }
+
+    fn failed(&self, what: &str, error: Errno) -> MoverError {
+        self.names
+            .failed(what, &self.names.part, error)
+            .in_volume(&self.spec.volume)
+    }
+
+    fn about(&self, error: MoverError) -> MoverError {
+        error.at_receiver().in_volume(&self.spec.volume)
+    }
+}
+
+/// Opens or creates the part, locked; refuses what is not a plain file of ours.
+pub fn open_part(names: &Names) -> Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    for _ in 0..3 {
+        let fd = beneath::open(&names.dir, &names.part, flags, Mode::from_raw_mode(0o600))
+            .map_err(|e| match e {
+                Errno::LOOP | Errno::XDEV => beneath::refused(&names.part, e),
+                e => names.failed("cannot open", &names.part, e),
+            })?;
+        let failed = |e: Errno| names.failed("cannot stat", &names.part, e);
+        let locked = sys::try_lock(&fd)
+            .map_err(|e| failed(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+        if !locked {
+            let text = format!("another session writes the target {:?}", names.shown);
+            return Err(MoverError::new(Code::TargetBusy, text).at_receiver());
+        }
+        let stat = rustix::fs::fstat(&fd).map_err(failed)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink > 1 {
+            let text = format!("{} is not a plain file with one name", names.part);
+            return Err(MoverError::new(Code::TargetPath, text).at_receiver());
+        }
+        // The lock may have come when the last holder published or removed it.
+        match rustix::fs::statat(&names.dir, &names.part, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(named) if named.st_ino == stat.st_ino && stat.st_nlink == 1 => {
+                return Ok(File::from(fd));
+            }
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    let text = format!("{} changes all the time", names.part);
+    Err(MoverError::new(Code::TargetBusy, text).at_receiver())
+}
+
+fn has_size(part: &File, size: u64) -> bool {
+    rustix::fs::fstat(part).is_ok_and(|stat| stat.st_size as u64 == size)
+}
+
+/// Makes a part of this size that reads as zero; keeps space that is reserved.
+fn make_blank(part: &File, size: u64) -> rustix::io::Result<()> {
+    let blank = matches!(rustix::fs::seek(part, SeekFrom::Data(0)), Err(Errno::NXIO));
+    if !blank {
+        rustix::fs::ftruncate(part, 0)?;
+    }
+    rustix::fs::ftruncate(part, size)
+}
+
+// A chunk's blocks and O_DIRECT's alignment have to be the same.
+const _: () = assert!(BLOCK == ALIGN);
