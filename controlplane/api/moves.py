@@ -18,7 +18,7 @@ from controlplane.domain import rules
 from controlplane.domain.capacity import limits_of
 from controlplane.domain.model import Migration
 from controlplane.domain.names import host_name, instance_name, migration_name
-from controlplane.domain.states import HostState, MigrationState, TaskState, VmState
+from controlplane.domain.states import HostState, MigrationState, TaskState
 from controlplane.saga.definition import NotStuck, PastPivot, Saga, SubjectBusy
 from controlplane.store import claims, hosts, instances, migrations, sql_saga
 
@@ -146,9 +146,10 @@ def retry(tx: Connection, sagas: Sagas, move: Migration, *, by: str) -> Migratio
 
 
 def abandon(tx: Connection, sagas: Sagas, move: Migration, *, by: str, comment: str) -> Migration:
-    """Give up on a stuck move and free what it holds in the database.
+    """Give up on a stuck move.
 
-    What is left on the hosts is the operator's; the error says what failed.
+    The saga's observer frees what it holds in the database. What is left on the
+    hosts is the operator's; the error goes on saying what failed.
 
     Raises:
         DroverError: MIGRATION_STATE.
@@ -162,11 +163,7 @@ def abandon(tx: Connection, sagas: Sagas, move: Migration, *, by: str, comment: 
         raise _not_stuck(move) from None
     left = dict(move.error or DroverError(Reason.MIGRATION_STATE, "The move was stuck.").to_json())
     left["message"] = f"{left['message']} Abandoned by {by}: {comment}"
-    claims.drop(tx, claims.migration_consumer(move.id))
-    instances.update(
-        tx, move.instance_uid, migration_id="", task_state=None, vm_state=VmState.ERROR
-    )
-    return migrations.update(tx, move.id, state=MigrationState.ABANDONED, error=left)
+    return migrations.update(tx, move.id, error=left)
 
 
 def _check_ends_answer(tx: Connection, services: Services, move: Migration) -> None:

@@ -55,12 +55,14 @@ def keep(
         False when another transaction has kept one for the same call: then this
         transaction has to be rolled back and the other's answer given.
     """
-    key = (
-        (request_ids.c.principal == principal)
-        & (request_ids.c.method == method)
-        & (request_ids.c.request_id == request_id)
+    # Whoever adds an answer sweeps away its own expired ones, this call's among them.
+    tx.execute(
+        sa.delete(request_ids).where(
+            request_ids.c.principal == principal,
+            request_ids.c.method == method,
+            request_ids.c.expire_time <= now,
+        )
     )
-    tx.execute(sa.delete(request_ids).where(key, request_ids.c.expire_time <= now))
     try:
         with tx.begin_nested():
             tx.execute(
@@ -76,8 +78,3 @@ def keep(
     except IntegrityError:
         return False
     return True
-
-
-def purge(tx: Connection, now: datetime) -> int:
-    """Drop expired answers; returns how many."""
-    return tx.execute(sa.delete(request_ids).where(request_ids.c.expire_time <= now)).rowcount

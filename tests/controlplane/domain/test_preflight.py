@@ -5,7 +5,7 @@ from controlplane.domain.preflight import failed_checks
 from hostd.v1.preflight_pb2 import PreflightCheck, PreflightReport
 
 
-def check(name: str, outcome: PreflightCheck.Outcome, reason: str = "") -> PreflightCheck:
+def check(name: str, outcome: PreflightCheck.Outcome.ValueType, reason: str = "") -> PreflightCheck:
     return PreflightCheck(
         check=name, outcome=outcome, reason=reason, message=f"{name} is so", fix="Mend it."
     )
