@@ -1,0 +1,1 @@
+"""Disks of machines: where they may lie, what they are, and how they are set aside."""

@@ -1,0 +1,1 @@
+"""Everything that talks to libvirt, and what is known about its XML."""
