@@ -115,3 +115,7 @@ def join(
     for path in written:
         click.echo(f"wrote {path}")
     click.echo("joined; start the daemon with: systemctl enable --now drover-hostd")
+
+
+if __name__ == "__main__":
+    main()

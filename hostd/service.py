@@ -1,3 +1,4 @@
+# ruff: noqa: N802  # methods are named as in the .proto
 """HostService: each call, in one place, as what it hands to whom.
 
 Reads go to libvirt. Calls that change something go through `StepRunner.run`: fenced,

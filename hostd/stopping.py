@@ -10,11 +10,8 @@ A stop outlives calls and restarts: its record is written before the first ACPI
 request, and a task brings it to its end. The deadline is wall-clock time, so the
 time in which hostd was down counts as well.
 
-A guest that was asked to shut down may do so long after the move was given up.
-`RestorePower` therefore leaves a guard behind: for `GUARD_SECONDS`, a guest that
-goes off by itself is started again, also by a restarted hostd. A failure must not
-become an outage. A guest that somebody else powers off stays off, and a stop for
-another move ends the guard.
+GUARDED: the guest runs again, and `hostd.guard` watches that it does not follow the
+shutdown request after all.
 """
 
 from __future__ import annotations
@@ -22,12 +19,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from typing import ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import ParamSpec, TypeVar
 
 import structlog
 
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
+from hostd.guard import Guards
+from hostd.power import CHANGING, RUNNING, SHUTOFF, Power, PowerState
 from hostd.records import Records, StopRecord, StopState
 from hostd.state import now
 from hostd.steps import Workers
@@ -38,47 +37,14 @@ log = structlog.stdlib.get_logger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-RUNNING = domain_pb2.POWER_STATE_RUNNING
-SHUTOFF = domain_pb2.POWER_STATE_SHUTOFF
 GRACEFUL = host_service_pb2.EnsureStoppedRequest.MODE_GRACEFUL
 FORCE = host_service_pb2.EnsureStoppedRequest.MODE_FORCE
 
-GUARD_SECONDS = 120.0
 LONGEST_TIMEOUT_SECONDS = 86_400.0
 _DEFAULT_RETRY_SECONDS = 10.0
 _POLL_SECONDS = 0.5
 # A stop that ends at once is answered at once.
 _ANSWER_WITHIN_SECONDS = 1.5
-
-State: TypeAlias = domain_pb2.PowerState.ValueType
-
-
-class Power(Protocol):
-    """What a stop needs of the hypervisor; all of it blocks.
-
-    Every method raises DroverError: DOMAIN_NOT_FOUND, LIBVIRT_UNAVAILABLE, or what
-    the operation met.
-    """
-
-    def state(self, domain_uuid: str) -> State:
-        """What the machine does."""
-        ...
-
-    def went_off_by_itself(self, domain_uuid: str) -> bool:
-        """True when it is off because the guest shut itself down."""
-        ...
-
-    def request_shutdown(self, domain_uuid: str) -> None:
-        """Press the ACPI power button; does nothing when it is off."""
-        ...
-
-    def power_off(self, domain_uuid: str) -> None:
-        """Pull the plug; does nothing when it is off."""
-        ...
-
-    def start(self, domain_uuid: str) -> None:
-        """Power it on; does nothing when it runs."""
-        ...
 
 
 class Stops:
@@ -95,9 +61,9 @@ class Stops:
         self._power = power
         self._workers = workers
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        # Migrations whose stop, and machines whose guard, is to end.
+        # Migrations whose stop is to end.
         self._given_up: set[str] = set()
-        self._guards: dict[str, asyncio.Task[None]] = {}
+        self._guards = Guards(records, power, workers)
 
     def resume(self) -> None:
         """Go on with the stops that an earlier hostd left unfinished."""
@@ -106,15 +72,16 @@ class Stops:
             if record.state is StopState.STOPPING:
                 self._start_task(record)
             else:
-                self._set_guard(record)
+                self._guards.resume(record)
 
     async def close(self) -> None:
         """Let go; the next hostd goes on."""
-        tasks = [*self._tasks.values(), *self._guards.values()]
+        tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        await self._guards.close()
 
     # --- EnsureStopped
 
@@ -129,7 +96,7 @@ class Stops:
         """
         fence = request.fence
         mode, timeout_seconds, retry_seconds = _terms(request)
-        guarded = await self._end_guard(fence.domain_uuid)
+        guarded = await self._guards.end(fence.domain_uuid)
         record = await self._blocking(self._records.stop, fence.migration_id)
         state = await self._blocking(self._power.state, fence.domain_uuid)
         if record is None or record.state is StopState.GUARDED:
@@ -159,7 +126,7 @@ class Stops:
         )
 
     async def _continue(
-        self, record: StopRecord | None, wanted: StopRecord, state: State
+        self, record: StopRecord | None, wanted: StopRecord, state: PowerState
     ) -> StopRecord:
         if state == SHUTOFF:
             await self._give_up(wanted.migration_id)
@@ -293,12 +260,7 @@ class Stops:
             await self._blocking(may_run_here)
             await self._blocking(self._start, fence.domain_uuid)
         if record.previous_power_state == RUNNING and not record.forced:
-            guarded = replace(
-                record, state=StopState.GUARDED, error=None, deadline=now() + GUARD_SECONDS
-            )
-            await self._blocking(self._records.put_stop, guarded)
-            await self._end_guard(fence.domain_uuid)
-            self._set_guard(guarded)
+            await self._guards.set(record)
         else:
             await self._blocking(self._records.drop_stop, fence.migration_id)
         return True
@@ -326,54 +288,13 @@ class Stops:
             log.info("starting the guest again")
             self._power.start(domain_uuid)
             state = self._power.state(domain_uuid)
-        if state not in (RUNNING, SHUTOFF, domain_pb2.POWER_STATE_CHANGING):
+        if state not in (RUNNING, SHUTOFF, CHANGING):
             raise DroverError(
                 Reason.INSTANCE_STATE,
                 f"Domain {domain_uuid} should run again but is"
                 f" {domain_pb2.PowerState.Name(state)}.",
                 subject=f"domains/{domain_uuid}",
             )
-
-    def _set_guard(self, record: StopRecord) -> None:
-        domain_uuid = record.domain_uuid
-        task = asyncio.create_task(self._guard(record))
-        self._guards[domain_uuid] = task
-        task.add_done_callback(lambda ended: self._guard_ended(domain_uuid, ended))
-
-    def _guard_ended(self, domain_uuid: str, ended: asyncio.Task[None]) -> None:
-        if self._guards.get(domain_uuid) is ended:
-            del self._guards[domain_uuid]
-
-    async def _end_guard(self, domain_uuid: str) -> bool:
-        """End a guard between two of its actions; True when there was one."""
-        task = self._guards.get(domain_uuid)
-        if task is None:
-            return False
-        self._given_up.add(domain_uuid)
-        await asyncio.wait({task})
-        self._given_up.discard(domain_uuid)
-        return True
-
-    async def _guard(self, record: StopRecord) -> None:
-        with structlog.contextvars.bound_contextvars(
-            migration=record.migration_id, domain=record.domain_uuid, step="guard"
-        ):
-            while now() < record.deadline and record.domain_uuid not in self._given_up:
-                await asyncio.sleep(_POLL_SECONDS)
-                try:
-                    await self._blocking(self._start_if_it_went_off, record.domain_uuid)
-                except DroverError as error:
-                    if error.reason is Reason.DOMAIN_NOT_FOUND:
-                        break
-                    log.warning("the guard could not look after the guest", error=str(error))
-            await self._blocking(self._records.drop_stop, record.migration_id)
-
-    def _start_if_it_went_off(self, domain_uuid: str) -> None:
-        if self._power.state(domain_uuid) == SHUTOFF and self._power.went_off_by_itself(
-            domain_uuid
-        ):
-            log.warning("the guest followed a shutdown request of a move that was given up")
-            self._power.start(domain_uuid)
 
     async def _blocking(self, work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
         return await self._workers.step(lambda: work(*arguments, **named))
@@ -412,7 +333,7 @@ def _same_terms(one: StopRecord, other: StopRecord) -> bool:
 
 def _refuse_unless_stoppable(
     fence: fence_pb2.Fence,
-    state: State,
+    state: PowerState,
     mode: host_service_pb2.EnsureStoppedRequest.Mode.ValueType,
 ) -> None:
     never = (domain_pb2.POWER_STATE_SAVED, domain_pb2.POWER_STATE_UNSPECIFIED)
