@@ -53,12 +53,14 @@ def list_hosts(session: Session, output: Format) -> None:
 
 def _row(host: Host) -> tuple[str, ...]:
     usable_mib = max(0, host.facts.memory_mib - host.facts.reserved_memory_mib)
+    known = host.HasField("facts")
+    used = format_bytes(host.usage.memory_mib * _MIB)
     return (
         short(host.name),
         _state(host),
         "yes" if host.alive else "no",
-        f"{host.usage.vcpus}/{host.facts.cpus}",
-        f"{format_bytes(host.usage.memory_mib * _MIB)} of {format_bytes(usable_mib * _MIB)}",
+        f"{host.usage.vcpus}/{host.facts.cpus}" if known else "-",
+        f"{used} of {format_bytes(usable_mib * _MIB)}" if known else "-",
         _free_disk(host),
         str(host.usage.instances),
         str(host.usage.moves),
@@ -91,7 +93,7 @@ def _details(host: Host) -> list[tuple[str, str]]:
     pairs = [
         ("Host", short(host.name)),
         ("State", _state(host) + (f" ({host.state_reason})" if host.state_reason else "")),
-        ("Alive", f"{'yes' if host.alive else 'no'}, last seen {format_age(host.last_seen_time)}"),
+        ("Alive", _liveness(host)),
         ("Trouble", host.last_error),
         ("Address", host.address),
         ("Adopts domains", "yes" if host.adopt_domains else "no"),
@@ -127,6 +129,12 @@ def _details(host: Host) -> list[tuple[str, str]]:
         ("libvirt", "" if facts.libvirt_connected else "not connected; the facts may be old"),
         ("Data port", facts.data_address),
     ]
+
+
+def _liveness(host: Host) -> str:
+    if not host.HasField("last_seen_time"):
+        return "no report yet"
+    return f"{'yes' if host.alive else 'no'}, last seen {format_age(host.last_seen_time)}"
 
 
 def _version(number: int) -> str:

@@ -82,7 +82,7 @@ def _row(move: Migration) -> tuple[str, ...]:
     )
 
 
-@migration.command("show")
+@migration.command("show", short_help="Show one move.")
 @click.argument("move", shell_complete=complete.migrations)
 @output_option
 @pass_session
@@ -156,7 +156,7 @@ def watch_migration(session: Session, move: str, until_final: bool, output: Form
     click.echo(describe.summary(ended))
 
 
-@migration.command("confirm")
+@migration.command("confirm", short_help="Delete the source copy.")
 @click.argument("move", shell_complete=complete.migrations)
 @_WAIT
 @output_option
@@ -171,7 +171,7 @@ def confirm_migration(session: Session, move: str, wait: bool, output: Format) -
     _finish(session, started, wait, output, Migration.STATE_CONFIRMED)
 
 
-@migration.command("revert")
+@migration.command("revert", short_help="Go back to the source copy.")
 @click.argument("move", shell_complete=complete.migrations)
 @click.option("--yes", is_flag=True, help="Agree to lose what was written on the target.")
 @_WAIT
@@ -198,7 +198,7 @@ def revert_migration(session: Session, move: str, yes: bool, wait: bool, output:
     _finish(session, started, wait, output, Migration.STATE_REVERTED)
 
 
-@migration.command("cancel")
+@migration.command("cancel", short_help="End a move that has not finished.")
 @click.argument("move", shell_complete=complete.migrations)
 @_WAIT
 @output_option
@@ -229,7 +229,7 @@ def retry_migration(session: Session, move: str, wait: bool, output: Format) -> 
     _finish(session, started, wait, output, *rest)
 
 
-@migration.command("abandon")
+@migration.command("abandon", short_help="Give up on a stuck move.")
 @click.argument("move", shell_complete=complete.migrations)
 @click.option("--comment", required=True, help="Why, and what was done by hand.")
 @click.option("--yes", is_flag=True, help="Do not ask.")

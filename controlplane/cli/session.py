@@ -6,12 +6,15 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import grpc
 import msgspec
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 
 from controlplane.cli import errors
 from controlplane.cli.errors import CliError
@@ -25,6 +28,8 @@ from controlplane.v1.migration_service_pb2_grpc import MigrationServiceStub
 CALL_TIMEOUT_SECONDS = 60.0
 PATIENCE_SECONDS = 6.0
 SYSTEM_CONFIG = Path("/etc/drover/cli.toml")
+# How gRPC says that the other side took the connection and then closed it.
+_CLOSED_ON_US = ("socket closed", "connection reset", "handshake", "broken pipe")
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -150,6 +155,24 @@ class Session:
         """MigrationService of the server."""
         return MigrationServiceStub(self.channel)
 
+    def explain(self, error: grpc.RpcError) -> CliError:
+        """What to tell the user about a failed call."""
+        failure = errors.from_rpc_error(error, server=self.config.server)
+        text = " ".join(failure.details).lower()
+        if failure.exit_code != errors.UNAVAILABLE or not any(
+            sign in text for sign in _CLOSED_ON_US
+        ):
+            return failure
+        trouble = certificate_trouble(self.config)
+        if not trouble:
+            return failure
+        return CliError(
+            f"The control plane at {self.config.server} does not let you in: {trouble}",
+            exit_code=errors.DENIED,
+            details=failure.details,
+            advice="Ask for a new one, made with `drover cert issue` or `drover cert renew`.",
+        )
+
     def call(
         self,
         method: grpc.UnaryUnaryMultiCallable[Q, A],
@@ -172,12 +195,36 @@ class Session:
             try:
                 return method(request, timeout=timeout_seconds)
             except grpc.RpcError as error:
-                failure = errors.from_rpc_error(error, server=self.config.server)
+                failure = self.explain(error)
                 again = _code(error) is grpc.StatusCode.UNAVAILABLE
                 if not again or failure.exit_code == errors.DENIED or time.monotonic() > give_up:
                     raise _with_request_id(failure, request) from error
             time.sleep(pause_seconds)
             pause_seconds = min(1.0, pause_seconds * 2)
+
+
+def certificate_trouble(config: CliConfig, *, now: datetime | None = None) -> str:
+    """Why the server may refuse the user's certificate; empty when it looks right.
+
+    A server that refuses a certificate just closes the connection, so the reason
+    has to be looked for on this side.
+    """
+    if config.cert is None or config.ca is None:
+        return ""
+    try:
+        own, *chain = x509.load_pem_x509_certificates(config.cert.read_bytes())
+        authority = x509.load_pem_x509_certificate(config.ca.read_bytes())
+    except (OSError, ValueError):
+        return ""
+    if own.not_valid_after_utc < (now or datetime.now(UTC)):
+        return f"{config.cert} expired on {own.not_valid_after_utc:%Y-%m-%d %H:%M} UTC."
+    if chain:
+        return ""  # intermediate authorities: the server judges better
+    try:
+        own.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return f"{config.cert} was not issued by {config.ca}."
+    return ""
 
 
 def open_channel(config: CliConfig) -> grpc.Channel:

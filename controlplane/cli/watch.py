@@ -66,7 +66,7 @@ def changes(
             if _is_rest(last, until_final=until_final):
                 return
         except grpc.RpcError as error:
-            failure = errors.from_rpc_error(error, server=session.config.server)
+            failure = session.explain(error)
             call: Any = error
             if call.code() not in _AWAY or failure.exit_code == errors.DENIED:
                 raise failure from error

@@ -15,6 +15,7 @@ from controlplane.common.reasons import Reason
 from controlplane.v1.host_pb2 import Host, HostUsage
 from hostd.v1.host_pb2 import HostFacts, StorageRoot
 from tests.controlplane.cli.recorded import UID, RecordedApi, make_instance
+from tests.controlplane.fleet_pki import FleetPki
 
 HOST_A = Host(
     name="hosts/a",
@@ -200,14 +201,32 @@ async def test_missing_role_exits_6(api: RecordedApi) -> None:
 
 
 async def test_certificate_of_another_fleet_exits_6(api: RecordedApi, tmp_path: Path) -> None:
-    from tests.controlplane.fleet_pki import FleetPki
-
     stranger = FleetPki(tmp_path / "stranger")
 
     result = await api.run("--ca", str(stranger.ca), "host", "list")
 
     assert result.exit_code == 6
     assert "not the control plane's" in result.stderr
+
+
+async def test_refused_certificate_exits_6_and_says_why(api: RecordedApi) -> None:
+    """The server just hangs up; the reason is found on this side."""
+    late = api.pki.expired(Role.ADMIN)
+
+    result = await api.run("--cert", str(late.cert), "--key", str(late.key), "host", "list")
+
+    assert result.exit_code == 6
+    assert f"{late.cert} expired on" in result.stderr
+    assert "drover cert" in result.stderr
+
+
+async def test_certificate_of_another_authority_exits_6(api: RecordedApi, tmp_path: Path) -> None:
+    theirs = FleetPki(tmp_path / "stranger").person(Role.ADMIN)
+
+    result = await api.run("--cert", str(theirs.cert), "--key", str(theirs.key), "host", "list")
+
+    assert result.exit_code == 6
+    assert "was not issued by" in result.stderr
 
 
 async def test_unreachable_server_exits_5_and_says_where(
