@@ -125,14 +125,15 @@ class Conduct:
         output: Any = None,
         error: Mapping[str, Any] | None = None,
     ) -> None:
-        event = self._store.append(
+        appended = self._store.append(
             tx, self.lease, kind, step=step, state=state, output=output, error=error
         )
+        event = appended.event
         self._pending = dataclasses.replace(
             self.view,
             state=state or self.view.state,
             attempt=event.attempt,
-            cancel_requested=self.cancel_requested,
+            cancel_requested=self.cancel_requested or appended.cancel_requested,
             events=(*self.view.events, event),
         )
         self.saga.observe(tx, self._pending, event)
@@ -141,6 +142,7 @@ class Conduct:
         """Take over what was written, now that it is committed."""
         self.view = self._pending
         self.attempt = max(1, self.view.attempt)
+        self.cancel_requested = self.view.cancel_requested
         apply(self.status, self.view.events[-1])
 
 

@@ -38,6 +38,19 @@ class Lease:
     generation: int
 
 
+@dataclass(frozen=True)
+class Appended:
+    """What came of an append.
+
+    Attributes:
+        event: The event as written.
+        cancel_requested: True when somebody had asked for a cancel by then.
+    """
+
+    event: Event
+    cancel_requested: bool
+
+
 class SagaStore(Protocol):
     """The log and the leases of sagas."""
 
@@ -86,7 +99,7 @@ class SagaStore(Protocol):
         state: SagaState | None = None,
         output: Any = None,
         error: Mapping[str, Any] | None = None,
-    ) -> Event:
+    ) -> Appended:
         """Append an event and set the saga's state with it.
 
         Raises:

@@ -15,7 +15,7 @@ class CrashPoints(Protocol):
     Points: "before-append", "after-append", "before-effect", "after-effect".
     """
 
-    async def __call__(self, point: str, saga_id: str, step: str, kind: str) -> None:
+    async def __call__(self, point: str, saga_id: str, step: str, kind: str, /) -> None:
         """Return to go on; raise or exit to not."""
         ...
 

@@ -35,7 +35,7 @@ from controlplane.saga.log import (
     fold,
 )
 from controlplane.saga.plan import past_pivot
-from controlplane.saga.store import Lease
+from controlplane.saga.store import Appended, Lease
 from controlplane.store.saga_tables import saga_events, sagas
 
 _CLAIMABLE = [state.value for state in CLAIMABLE_STATES]
@@ -114,7 +114,7 @@ class SqlSagaStore:
         state: SagaState | None = None,
         output: Any = None,
         error: Mapping[str, Any] | None = None,
-    ) -> Event:
+    ) -> Appended:
         """Append an event and set the saga's state with it."""
         changes: dict[str, Any] = {}
         if kind in (EventKind.STARTED, EventKind.UNDO_STARTED):
@@ -131,10 +131,11 @@ class SqlSagaStore:
                     "lease_until": 0.0,
                     "generation": sagas.c.generation + 1,
                 }
-        attempt = self._write(tx, lease, changes)
-        return _insert_event(
-            tx, lease.saga_id, lease.generation, kind, step, attempt, output, error
+        row = self._write(tx, lease, changes)
+        event = _insert_event(
+            tx, lease.saga_id, lease.generation, kind, step, row.attempt, output, error
         )
+        return Appended(event, row.cancel_requested)
 
     def release(
         self, tx: Connection, lease: Lease, wake_seconds: float, *, attempt: int | None = None
@@ -177,7 +178,7 @@ class SqlSagaStore:
                     cancelled.add(lease.saga_id)
         return held, cancelled
 
-    def _write(self, tx: Connection, lease: Lease, changes: Mapping[str, Any]) -> int:
+    def _write(self, tx: Connection, lease: Lease, changes: Mapping[str, Any]) -> sa.Row[Any]:
         row = tx.execute(
             sa.update(sagas)
             .where(
@@ -186,11 +187,11 @@ class SqlSagaStore:
                 sagas.c.state.in_(_CLAIMABLE),
             )
             .values(**changes, update_time=now(tx))
-            .returning(sagas.c.attempt)
+            .returning(sagas.c.attempt, sagas.c.cancel_requested)
         ).one_or_none()
         if row is None:
             raise LostLease(f"saga {lease.saga_id}, generation {lease.generation}")
-        return int(row.attempt)
+        return row
 
 
 # --- for whoever asks for sagas ------------------------------------------------

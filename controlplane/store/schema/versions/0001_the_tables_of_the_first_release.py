@@ -150,7 +150,7 @@ def upgrade() -> None:
         sa.Column("locked_by", sa.String(length=300), server_default="", nullable=False),
         sa.Column("conflict", sa.Text(), server_default="", nullable=False),
         sa.Column("description", sa.JSON(none_as_null=True), nullable=False),
-        sa.Column("released", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("released", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("generation", sa.BigInteger(), server_default="1", nullable=False),
         sa.Column("create_time", sa.BigInteger(), nullable=False),
         sa.Column("update_time", sa.BigInteger(), nullable=False),
@@ -240,7 +240,7 @@ def upgrade() -> None:
         sa.Column(
             "throughput_bytes_per_second", sa.BigInteger(), server_default="0", nullable=False
         ),
-        sa.Column("cancel_requested", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("cancel_requested", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("created_by", sa.String(length=300), server_default="", nullable=False),
         sa.Column("event_count", sa.Integer(), server_default="0", nullable=False),
         sa.Column("generation", sa.BigInteger(), server_default="1", nullable=False),
