@@ -111,13 +111,14 @@ def summary(move: Migration) -> str:
                 else f"\nThe copy on {source} is kept until you decide:"
             )
             return (
-                f"{name} moved from {source} to {target}.{_figures(move)}{deadline}\n"
+                f"{name} moved from {source} to {target}{_figures(move)}.{deadline}\n"
                 f"  drover migration confirm {ident}   deletes the copy on {source}\n"
                 f"  drover migration revert {ident}    goes back to {source} as it was"
             )
         case State.STATE_CONFIRMED:
-            gone = f" The copy on {source} is deleted."
-            return f"{name} lives on {target} alone.{gone}{_figures(move)}"
+            return (
+                f"{name} lives on {target} alone{_figures(move)}. The copy on {source} is deleted."
+            )
         case State.STATE_REVERTED:
             return f"{name} is back on {source}, as it was when it was stopped there."
         case State.STATE_FAILED | State.STATE_CANCELLED:
@@ -128,16 +129,24 @@ def summary(move: Migration) -> str:
                 f"The move of {name} is stuck at step {move.step or '?'}.\n"
                 "Mend what the error names, then:\n"
                 f"  drover migration retry {ident}     tries the step again\n"
-                f"  drover migration abandon {ident}   gives up; what is left stays for you"
+                f"  drover migration abandon {ident} --comment WHY   gives up; the rest is yours"
             )
         case _:
             return f"The move of {name} is {state_word(move.state)}: {doing(move)}."
 
 
+def downtime_words(move: Migration) -> str:
+    """How long the guest was away; empty when that is not known."""
+    if not move.HasField("downtime"):
+        return ""
+    seconds = move.downtime.ToMilliseconds() / 1000
+    return f"{seconds:.1f} s" if seconds < 60 else format_seconds(seconds)
+
+
 def _figures(move: Migration) -> str:
     parts = []
     if move.HasField("downtime"):
-        parts.append(f"downtime {format_seconds(move.downtime.ToMilliseconds() / 1000)}")
+        parts.append(f"downtime {downtime_words(move)}")
     if move.throughput_bytes_per_second:
         parts.append(f"copied at {format_bytes(move.throughput_bytes_per_second)}/s")
     return f" ({', '.join(parts)})" if parts else ""

@@ -19,7 +19,7 @@ from controlplane.cli.output import (
     to_plain,
 )
 from controlplane.cli.session import Session, new_request_id, pass_session
-from controlplane.cli.units import format_age, format_bytes, format_seconds, format_time
+from controlplane.cli.units import format_age, format_bytes, format_time
 from controlplane.common.errors import DroverError
 from controlplane.v1 import migration_service_pb2 as service
 from controlplane.v1.migration_pb2 import Migration, MigrationEvent
@@ -103,7 +103,6 @@ def _details(move: Migration) -> list[tuple[str, str]]:
     )
     progress = move.progress
     limited = f", limited by {progress.limited_by}" if progress.limited_by else ""
-    downtime = format_seconds(move.downtime.ToMilliseconds() / 1000)
     return [
         ("Move", short(move.name)),
         ("Instance", f"{move.instance_display_name} ({short(move.instance)})"),
@@ -113,7 +112,7 @@ def _details(move: Migration) -> list[tuple[str, str]]:
         ("Flavor", short(move.flavor) if move.flavor else ""),
         ("Copied", describe.copy_words(move) + limited if progress.total_bytes else ""),
         ("Volumes", receipts),
-        ("Downtime", downtime if move.HasField("downtime") else ""),
+        ("Downtime", describe.downtime_words(move)),
         ("Trouble", describe.trouble(move)),
         ("Cancel", "asked for" if move.cancel_requested else ""),
         (

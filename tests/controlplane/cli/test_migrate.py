@@ -107,7 +107,7 @@ async def test_wait_shows_plain_lines_on_stderr_and_the_result_on_stdout(api: Re
     result = await api.run("migrate", "web1")
 
     assert result.exit_code == 0
-    assert "web1 moved from a to b. (downtime 12 s, copied at 300.0 MiB/s)" in result.stdout
+    assert "web1 moved from a to b (downtime 12.3 s, copied at 300.0 MiB/s)." in result.stdout
     assert f"drover migration confirm {MOVE}" in result.stdout
     assert "Target b: Most free memory." in result.stderr
     copy_lines = [line for line in result.stderr.splitlines() if "COPYING" in line]
@@ -125,7 +125,7 @@ async def test_automatic_confirm_is_waited_for(api: RecordedApi) -> None:
     result = await api.run("migrate", "web1", "--confirm", "auto")
 
     assert result.exit_code == 0
-    assert "web1 lives on b alone." in result.stdout
+    assert "web1 lives on b alone. The copy on a is deleted." in result.stdout
     assert api.script.requests("WatchMigration")[0].until_final
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -34,6 +35,8 @@ from controlplane.v1 import migration_service_pb2 as moves
 from controlplane.v1.flavor_service_pb2_grpc import FlavorServiceStub
 from controlplane.v1.host_service_pb2_grpc import EnrollmentServiceStub, HostServiceStub
 from controlplane.v1.migration_service_pb2_grpc import MigrationServiceStub
+from hostd.join import JoinError, JoinOptions
+from hostd.join import join as hostd_join
 from tests.controlplane.fleet_pki import channel
 
 
@@ -138,6 +141,26 @@ async def test_a_host_joins_once(app: App, directory: Path) -> None:
         )
     assert host.state == host_pb2.Host.STATE_ENABLED
     assert host.address == "127.0.0.1:7442"
+
+
+async def test_the_join_command_of_a_host_works_against_it(
+    app: App, directory: Path, tmp_path: Path
+) -> None:
+    """hostd's own code, over the wire: what it writes is a certificate of the fleet."""
+    async with api_channel(app, directory) as api:
+        token = await add_host(api, "c")
+    reachable = msgspec.structs.replace(token, server=f"127.0.0.1:{app.enrol_port}")
+    options = JoinOptions(config=tmp_path / "host" / "hostd.toml", address="127.0.0.1:7442")
+
+    written = await asyncio.to_thread(hostd_join, reachable.encode(), options)
+
+    assert options.config in written
+    pem = next(path for path in written if path.name == "host.pem").read_bytes()
+    assert certificate_identity(x509.load_pem_x509_certificate(pem)).uri == "drover://lab/host/c"
+    with pytest.raises(JoinError):
+        await asyncio.to_thread(
+            hostd_join, reachable.encode(), dataclasses.replace(options, force=True)
+        )
 
 
 async def test_token_of_another_host_or_nobody_joins_nothing(app: App, directory: Path) -> None:
