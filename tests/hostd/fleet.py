@@ -24,7 +24,7 @@ from hostd.v1 import domain_pb2, fence_pb2, host_service_pb2_grpc, job_pb2, pref
 from hostd.v1 import host_service_pb2 as pb
 from tests.lab.host import IMAGES, Host
 from tests.lab.network import LabNetwork, run
-from tests.lab.process import Daemon, kill_all
+from tests.lab.process import Daemon, alive, kill_all
 from tests.lab.wait import wait_for
 from tests.support.pki import FLEET, TestPki
 
@@ -66,6 +66,14 @@ class HostClient:
 
     def close(self) -> None:
         self._channel.close()
+
+
+@dataclass(frozen=True)
+class Guest:
+    """A machine of a test."""
+
+    name: str
+    uuid: str
 
 
 @dataclass
@@ -154,6 +162,13 @@ directory = "{host.path("/var/lib/drover")}"
             kill_all([int(pid) for pid in run("ip", "netns", "pids", namespace).split()])
         self.network.down()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def revive(self) -> None:
+        """Start again what a test has left dead."""
+        for each in self.hosts.values():
+            for daemon in (each.host.libvirtd, each.hostd):
+                if not alive(daemon.pid):
+                    daemon.start()
 
     def __getitem__(self, name: str) -> HostdHost:
         return self.hosts[name]

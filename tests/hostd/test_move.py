@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from controlplane.common.errors import DroverError
 from hostd.v1 import domain_pb2, preflight_pb2
 from hostd.v1 import host_service_pb2 as pb
-from tests.hostd.fleet import HostdHost, Mode, Move, TwoHosts, two_hosts
-from tests.lab.guest.build import Recipe
+from tests.hostd.fleet import Guest, HostdHost, Mode, Move, TwoHosts
 from tests.lab.wait import wait_for
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
-SMALL = Recipe(data_mib=8, free_mib=8)
-RUNNING = domain_pb2.POWER_STATE_RUNNING
-READY = r"READY"
-
-
-@pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
-    with two_hosts(tmp_path_factory.mktemp("fleet")) as hosts:
-        yield hosts
-
-
-@pytest.fixture
-def guest(fleet: TwoHosts, request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
-    """A running guest on `a`: (name, uuid). It is removed wherever it went."""
-    name = f"g{abs(hash(request.node.name)) % 10**6}"
-    uuid = fleet["a"].host.define_guest(name, recipe=SMALL)
-    fleet["a"].host.wait_for_console(name, READY)
-    yield name, uuid
-    for host in fleet.hosts.values():
-        host.host.remove_guest(name)
+STEPS = ["prepare", "stop", "park", "copy", "build", "start"]
 
 
 def assert_clean(host: HostdHost, name: str) -> None:
@@ -47,16 +25,18 @@ def assert_clean(host: HostdHost, name: str) -> None:
 
 def assert_runs(host: HostdHost, name: str) -> None:
     """The guest boots on a host and its own check of its data passes."""
-    host.host.wait_for_console(name, READY)
-    assert "BAD" not in host.host.console(name)
+    host.host.wait_for_console(name, "READY")
+    said = host.host.console(name)
+    assert "CHECK ok" in said
+    assert "CHECK bad" not in said
     assert host.host.state(name) == "running"
 
 
 @pytest.mark.parametrize("repeat", [False, True], ids=["once", "each call twice"])
 def test_a_running_guest_moves_and_the_source_copy_goes(
-    fleet: TwoHosts, guest: tuple[str, str], repeat: bool
+    fleet: TwoHosts, guest: Guest, repeat: bool
 ) -> None:
-    name, uuid = guest
+    name, uuid = guest.name, guest.uuid
     a, b = fleet["a"], fleet["b"]
     move = Move(a, b, uuid, repeat=repeat)
     move.forward()
@@ -70,8 +50,8 @@ def test_a_running_guest_moves_and_the_source_copy_goes(
     assert_runs(b, name)
 
 
-def test_a_stopped_guest_stays_stopped(fleet: TwoHosts, guest: tuple[str, str]) -> None:
-    name, uuid = guest
+def test_a_stopped_guest_stays_stopped(fleet: TwoHosts, guest: Guest) -> None:
+    name, uuid = guest.name, guest.uuid
     a, b = fleet["a"], fleet["b"]
     a.host.virsh("destroy", name)
     move = Move(a, b, uuid)
@@ -87,19 +67,18 @@ def test_a_stopped_guest_stays_stopped(fleet: TwoHosts, guest: tuple[str, str]) 
     assert_runs(b, name)
 
 
-STEPS = ["prepare", "stop", "park", "copy", "build", "start"]
-
-
 @pytest.mark.parametrize("last", STEPS)
 def test_undone_after_any_step_the_guest_is_back_and_nothing_is_left(
-    fleet: TwoHosts, guest: tuple[str, str], last: str
+    fleet: TwoHosts, guest: Guest, last: str
 ) -> None:
-    name, uuid = guest
+    name, uuid = guest.name, guest.uuid
     a, b = fleet["a"], fleet["b"]
     definition = a.host.virsh("dumpxml", "--inactive", "--security-info", name)
     move = Move(a, b, uuid, repeat=True)
     for step in STEPS[: STEPS.index(last) + 1]:
         getattr(move, step)()
+    if last != "prepare":
+        a.host.forget_console(name)
     move.undo()
     assert_runs(a, name)
     assert_clean(b, name)
@@ -108,9 +87,9 @@ def test_undone_after_any_step_the_guest_is_back_and_nothing_is_left(
 
 
 def test_reverted_after_it_ran_on_the_target_the_guest_is_as_it_was(
-    fleet: TwoHosts, guest: tuple[str, str]
+    fleet: TwoHosts, guest: Guest
 ) -> None:
-    name, uuid = guest
+    name, uuid = guest.name, guest.uuid
     a, b = fleet["a"], fleet["b"]
     move = Move(a, b, uuid)
     move.forward()
@@ -128,9 +107,9 @@ def test_reverted_after_it_ran_on_the_target_the_guest_is_as_it_was(
 
 
 def test_a_revert_that_is_undone_leaves_the_guest_on_the_target(
-    fleet: TwoHosts, guest: tuple[str, str]
+    fleet: TwoHosts, guest: Guest
 ) -> None:
-    name, uuid = guest
+    name, uuid = guest.name, guest.uuid
     a, b = fleet["a"], fleet["b"]
     move = Move(a, b, uuid)
     move.forward()
@@ -148,10 +127,8 @@ def test_a_revert_that_is_undone_leaves_the_guest_on_the_target(
     assert_clean(a, name)
 
 
-def test_killed_between_any_two_calls_both_hostds_go_on(
-    fleet: TwoHosts, guest: tuple[str, str]
-) -> None:
-    name, uuid = guest
+def test_killed_between_any_two_calls_both_hostds_go_on(fleet: TwoHosts, guest: Guest) -> None:
+    name, uuid = guest.name, guest.uuid
     a, b = fleet["a"], fleet["b"]
 
     def kill(step: str) -> None:
@@ -167,9 +144,9 @@ def test_killed_between_any_two_calls_both_hostds_go_on(
 
 @pytest.mark.parametrize("victim", ["a", "b"])
 def test_killed_in_the_middle_of_a_copy_it_goes_on_from_what_is_durable(
-    fleet: TwoHosts, guest: tuple[str, str], victim: str
+    fleet: TwoHosts, guest: Guest, victim: str
 ) -> None:
-    name, uuid = guest
+    name, uuid = guest.name, guest.uuid
     a, b = fleet["a"], fleet["b"]
     move = Move(a, b, uuid, limit_bytes_per_second=4 << 20)
     move.prepare()
@@ -187,10 +164,8 @@ def test_killed_in_the_middle_of_a_copy_it_goes_on_from_what_is_durable(
     assert_clean(a, name)
 
 
-def test_a_copy_can_be_cancelled_and_the_guest_is_back(
-    fleet: TwoHosts, guest: tuple[str, str]
-) -> None:
-    name, uuid = guest
+def test_a_copy_can_be_cancelled_and_the_guest_is_back(fleet: TwoHosts, guest: Guest) -> None:
+    name, uuid = guest.name, guest.uuid
     a, b = fleet["a"], fleet["b"]
     move = Move(a, b, uuid, limit_bytes_per_second=1 << 20)
     move.prepare()
@@ -206,8 +181,8 @@ def test_a_copy_can_be_cancelled_and_the_guest_is_back(
     assert_clean(b, name)
 
 
-def test_libvirtd_killed_in_the_middle_of_a_move(fleet: TwoHosts, guest: tuple[str, str]) -> None:
-    name, uuid = guest
+def test_libvirtd_killed_in_the_middle_of_a_move(fleet: TwoHosts, guest: Guest) -> None:
+    name, uuid = guest.name, guest.uuid
     a, b = fleet["a"], fleet["b"]
     move = Move(a, b, uuid)
     move.prepare()
@@ -227,8 +202,8 @@ def test_libvirtd_killed_in_the_middle_of_a_move(fleet: TwoHosts, guest: tuple[s
     move.confirm()
 
 
-def test_a_resize_grows_the_machine(fleet: TwoHosts, guest: tuple[str, str]) -> None:
-    name, uuid = guest
+def test_a_resize_grows_the_machine(fleet: TwoHosts, guest: Guest) -> None:
+    name, uuid = guest.name, guest.uuid
     a, b = fleet["a"], fleet["b"]
     size = preflight_pb2.TargetSize(vcpus=2, memory_mib=256, root_disk_bytes=1 << 30)
     move = Move(a, b, uuid, size=size, repeat=True)
@@ -240,8 +215,8 @@ def test_a_resize_grows_the_machine(fleet: TwoHosts, guest: tuple[str, str]) -> 
     move.confirm()
 
 
-def test_an_older_owner_is_refused_in_the_middle(fleet: TwoHosts, guest: tuple[str, str]) -> None:
-    _, uuid = guest
+def test_an_older_owner_is_refused_in_the_middle(fleet: TwoHosts, guest: Guest) -> None:
+    name, uuid = guest.name, guest.uuid
     a, b = fleet["a"], fleet["b"]
     move = Move(a, b, uuid, generation=5)
     move.prepare()
@@ -255,4 +230,4 @@ def test_an_older_owner_is_refused_in_the_middle(fleet: TwoHosts, guest: tuple[s
         move.park()
     move.generation = 6
     move.undo()
-    assert a.host.state(guest[0]) == "running"
+    assert a.host.state(name) == "running"

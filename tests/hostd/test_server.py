@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -35,6 +36,9 @@ from hostd.state import StateError
 from hostd.v1 import fence_pb2, host_service_pb2_grpc
 from hostd.v1 import host_service_pb2 as pb
 from tests.support.pki import FLEET, TestPki
+
+if TYPE_CHECKING:
+    from hostd.v1.host_service_pb2_grpc import HostServiceAsyncStub
 
 CALL_SECONDS = 10.0
 UUID = "11111111-1111-1111-1111-111111111111"
@@ -92,18 +96,21 @@ async def dial(daemon: Daemon) -> AsyncIterator[Dial]:
         await channel.close()
 
 
-async def told(call: object) -> DroverError:
+async def told(call: Awaitable[Any]) -> DroverError:
     """The error that a call ends with."""
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await call  # type: ignore[misc]
-    status = rpc_status.from_call(refused.value)  # type: ignore[arg-type]
+        await call
+    untyped: Any = refused.value
+    status = rpc_status.from_call(untyped)
     error = DroverError.from_status(status) if status is not None else None
     assert error is not None, refused.value
     return error
 
 
-def stub(channel: grpc.aio.Channel) -> host_service_pb2_grpc.HostServiceStub:
-    return host_service_pb2_grpc.HostServiceStub(channel)
+def stub(channel: grpc.aio.Channel) -> HostServiceAsyncStub:
+    untyped: Any = host_service_pb2_grpc.HostServiceStub(channel)
+    opened: HostServiceAsyncStub = untyped
+    return opened
 
 
 async def test_the_control_plane_of_the_fleet_is_served(dial: Dial, pki: TestPki) -> None:
@@ -160,9 +167,9 @@ async def test_reflection_and_health_are_for_the_control_plane_too(
 ) -> None:
     async def services(tls: TlsPaths) -> list[str]:
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        found = reflection_pb2_grpc.ServerReflectionStub(dial(tls)).ServerReflectionInfo(
-            iter([request]), timeout=CALL_SECONDS
-        )
+        channel: Any = dial(tls)
+        reflection: Any = reflection_pb2_grpc.ServerReflectionStub(channel)
+        found = reflection.ServerReflectionInfo(iter([request]), timeout=CALL_SECONDS)
         return [
             service.name
             async for response in found
@@ -173,7 +180,7 @@ async def test_reflection_and_health_are_for_the_control_plane_too(
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await services(pki.person(Role.ADMIN))
     assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-    health = health_pb2_grpc.HealthStub(dial(pki.controlplane()))
+    health: Any = health_pb2_grpc.HealthStub(dial(pki.controlplane()))
     answer = await health.Check(
         health_pb2.HealthCheckRequest(service=SERVICE), timeout=CALL_SECONDS
     )
@@ -227,7 +234,7 @@ async def test_forward_calls_out_of_order_are_refused(dial: Dial, pki: TestPki) 
         domain_uuid=UUID, migration_id=UUID, saga_id=UUID, saga_seq=1, generation=1, step="x"
     )
     sender = host_identity(FLEET, "b").uri
-    expected = [
+    expected: list[tuple[Awaitable[Any], Reason]] = [
         (calls.EnsureStarted(pb.EnsureStartedRequest(fence=fence)), Reason.INSTANCE_NOT_OWNED),
         (calls.EnsureBuilt(pb.EnsureBuiltRequest(fence=fence)), Reason.MIGRATION_STATE),
         (
