@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import ssl
 import sys
 from pathlib import Path
 
@@ -74,6 +75,48 @@ async def test_kill_9_leaves_nothing_in_the_way(directory: Path, tmp_path: Path)
     systemd.close()
 
     assert second.returncode == 0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def handshake(port: int, pki: Path, version: ssl.TLSVersion) -> str | None:
+    context = ssl.create_default_context(cafile=str(pki / "ca.pem"))
+    context.load_cert_chain(pki / "admin.pem", pki / "admin.key")
+    context.set_alpn_protocols(["h2"])
+    context.minimum_version = context.maximum_version = version
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secured,
+    ):
+        return secured.version()
+
+
+async def test_tls_below_1_3_is_refused_on_both_ports(directory: Path, tmp_path: Path) -> None:
+    ports = (free_port(), free_port())
+    systemd = Systemd(tmp_path / "notify")
+    process = await spawn(
+        directory,
+        NOTIFY_SOCKET=systemd.path,
+        DROVER_LISTEN__API=f"127.0.0.1:{ports[0]}",
+        DROVER_LISTEN__ENROL=f"127.0.0.1:{ports[1]}",
+    )
+    await systemd.wait_for("READY=1")
+    systemd.close()
+    try:
+        for port in ports:
+            new = await asyncio.to_thread(
+                handshake, port, directory / "pki", ssl.TLSVersion.TLSv1_3
+            )
+            assert new == "TLSv1.3"
+            with pytest.raises(ssl.SSLError):
+                await asyncio.to_thread(handshake, port, directory / "pki", ssl.TLSVersion.TLSv1_2)
+    finally:
+        process.kill()
+        await process.communicate()
 
 
 async def test_check_config(directory: Path) -> None:
