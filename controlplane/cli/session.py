@@ -77,12 +77,13 @@ def read_config(path: Path | None, overrides: CliConfig, environ: Mapping[str, s
     except ConfigError as error:
         raise CliError(str(error), exit_code=errors.USAGE) from error
     folder = found.parent if found else Path()
+    same_server = overrides.server in ("", base.server)
     config = CliConfig(
         server=overrides.server or base.server,
         ca=overrides.ca or _under(folder, base.ca),
         cert=overrides.cert or _under(folder, base.cert),
         key=overrides.key or _under(folder, base.key),
-        server_name=overrides.server_name or ("" if overrides.server else base.server_name),
+        server_name=overrides.server_name or (base.server_name if same_server else ""),
     )
     missing = [name for name in ("server", "ca", "cert", "key") if not getattr(config, name)]
     if missing:

@@ -151,7 +151,7 @@ class SagaSection(_Section, frozen=True, kw_only=True):
         copy_connections: Connections of one copy; 0 for diskmover's default.
     """
 
-    lease_seconds: Annotated[float, msgspec.Meta(ge=10)] = 30.0
+    lease_seconds: Annotated[float, msgspec.Meta(ge=2)] = 30.0
     poll_seconds: Positive = 1.0
     concurrency: Annotated[int, msgspec.Meta(ge=1)] = 256
     copy_connections: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0

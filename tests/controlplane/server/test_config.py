@@ -91,3 +91,11 @@ def test_defaults_become_the_options_of_a_move() -> None:
     assert options.shutdown_timeout.seconds == 60
     assert options.confirm_policy == MigrationOptions.CONFIRM_POLICY_AFTER
     assert options.confirm_after.ToMilliseconds() == 90_500
+
+
+def test_whole_numbers_do_for_seconds(path: Path) -> None:
+    add(path, "[saga]\nlease_seconds = 6\n\n[inventory]\ndead_after_seconds = 12")
+
+    config = read_config(path)
+
+    assert (config.saga.lease_seconds, config.inventory.dead_after_seconds) == (6.0, 12.0)
