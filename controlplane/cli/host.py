@@ -163,6 +163,12 @@ def add_host(session: Session, name: str, adopt: bool, output: Format) -> None:
             host_id=short(host_name(name)), adopt_domains=adopt, request_id=new_request_id()
         ),
     )
+    if not answer.join_token:
+        raise CliError(
+            f"{short(answer.host.name)} has joined meanwhile; its token is used up.",
+            exit_code=errors.REFUSED,
+            advice=f"See `drover host show {short(answer.host.name)}`.",
+        )
     if output is not Format.TABLE:
         print_data(to_plain(answer), output)
         return

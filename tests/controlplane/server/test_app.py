@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from controlplane.common.errors import DroverError
+from controlplane.common.identity import Role
 from controlplane.common.reasons import Reason
 from controlplane.common.rpc import TlsPaths
 from controlplane.security.pki import certificate_identity
@@ -37,7 +38,7 @@ from controlplane.v1.host_service_pb2_grpc import EnrollmentServiceStub, HostSer
 from controlplane.v1.migration_service_pb2_grpc import MigrationServiceStub
 from hostd.join import JoinError, JoinOptions
 from hostd.join import join as hostd_join
-from tests.controlplane.fleet_pki import channel
+from tests.controlplane.fleet_pki import FleetPki, channel
 
 
 def config_of(directory: Path) -> ControlPlaneConfig:
@@ -265,6 +266,28 @@ async def test_stop_ends_open_streams_and_says_so_first(directory: Path) -> None
         stopping = asyncio.create_task(app.stop())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
         await asyncio.wait_for(stopping, 20)
+
+
+async def test_people_may_have_certificates_of_an_authority_of_their_own(
+    directory: Path, tmp_path: Path
+) -> None:
+    """The other authority is appended to ca.pem, and its names are mapped to roles."""
+    corporate = FleetPki(tmp_path / "corporate", fleet="corp")
+    eve = corporate.person(Role.VIEWER)
+    bundle = directory / "pki" / "ca.pem"
+    fleet_ca = bundle.read_bytes()
+    bundle.write_bytes(fleet_ca + corporate.ca.read_bytes())
+    settings = directory / "controlplane.toml"
+    mapped = '\n[security.identities]\n"drover://corp/viewer/eve" = "admin/eve"\n'
+    settings.write_text(settings.read_text() + mapped)
+    async with App(config_of(directory), grace_seconds=0) as app:
+        tls = TlsPaths(eve.cert, eve.key, directory / "pki" / "ca.pem")
+        async with channel(app.api_port, tls) as api, enrol_channel(app, directory) as enrol:
+            token = await add_host(api, "c")
+            assert token.ca_pem.encode() == fleet_ca  # hosts trust the fleet's authority alone
+            await join(enrol, token.secret, "c")
+            log = await MigrationServiceStub(api).ListAuditEntries(moves.ListAuditEntriesRequest())
+    assert log.entries[-1].principal == "drover://lab/admin/eve"
 
 
 async def test_without_the_ca_key_nobody_joins(directory: Path) -> None:
