@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from lxml import etree
 
@@ -250,6 +249,8 @@ def _device_obstacles(root: etree._Element) -> Iterator[Obstacle]:
     for tpm in root.iterfind("devices/tpm/backend"):
         if attribute(tpm, "type") != "emulator":
             yield _immovable("It uses the TPM of the host or one outside it.")
+        elif tpm.find("source") is not None:
+            yield _immovable("Its TPM state lies at a place of its own.")
         elif tpm.find("encryption") is not None:
             yield _immovable("Its TPM state is encrypted with a libvirt secret of this host.")
     for element in root.iterfind("devices/input[@type='passthrough']"):
@@ -264,7 +265,11 @@ def _device_obstacles(root: etree._Element) -> Iterator[Obstacle]:
 
 def _disk_obstacles(root: etree._Element) -> Iterator[Obstacle]:
     targets: set[str] = set()
+    sources: set[Source] = set()
     for disk in _disks(root):
+        if disk.source in sources:
+            yield _immovable(f"Disk {disk.target} is the same file as another of its disks.")
+        sources.add(disk.source)
         if not _VOLUME_ID.match(disk.target) or disk.target in targets:
             yield _immovable(f"The disk target {disk.target!r} is malformed or there twice.")
         targets.add(disk.target)
@@ -280,11 +285,6 @@ def _disk_obstacles(root: etree._Element) -> Iterator[Obstacle]:
             yield _immovable(
                 f"Disk {disk.target} needs the libvirt secret {disk.secret}, which stays here."
             )
-
-
-def nvram_path(definition: Definition) -> Path | None:
-    """The NVRAM file, if there is one."""
-    return Path(definition.nvram) if definition.nvram else None
 
 
 def _immovable(message: str) -> Obstacle:
