@@ -166,7 +166,7 @@ def _wait(session: Session, move: Migration, output: Format) -> None:
     ended = watch.follow(
         session,
         move,
-        reached=lambda m: m.state in (goal, Migration.STATE_STUCK),
+        reached=lambda m: m.state in (goal, Migration.STATE_STUCK) or _confirm_failed(m),
         until_final=auto,
     )
     if output is not Format.TABLE:
@@ -174,6 +174,11 @@ def _wait(session: Session, move: Migration, output: Format) -> None:
     watch.fail_unless(ended, frozenset({goal, Migration.STATE_CONFIRMED}))
     if output is Format.TABLE:
         click.echo(describe.summary(ended))
+
+
+def _confirm_failed(move: Migration) -> bool:
+    # It waits again, with the reason: nobody confirms it by itself any more.
+    return move.state == Migration.STATE_AWAITING_CONFIRM and move.HasField("error")
 
 
 def _print_created(move: Migration, output: Format) -> None:

@@ -264,7 +264,9 @@ def _finish(
         last = watch.follow(
             session,
             move,
-            reached=lambda m: m.state in goals or m.state == Migration.STATE_STUCK,
+            # A confirm or revert that fails before it changed anything leaves the move
+            # waiting as before; `move` itself is under way already.
+            reached=lambda m: m.state in describe.AT_REST,
             until_final=True,
         )
     if output is not Format.TABLE:

@@ -147,6 +147,8 @@ def fail_unless(move: Migration, wanted: frozenset[Migration.State.ValueType]) -
         if cause.advice and move.state != Migration.STATE_CANCELLED:
             details.append(cause.advice)
     message, _, advice = describe.summary(move).partition("\n")
+    if move.state == Migration.STATE_AWAITING_CONFIRM:
+        message = f"It did not go through; nothing was changed. {message}"
     raise CliError(message, exit_code=errors.FAILED, details=details, advice=advice)
 
 

@@ -129,6 +129,18 @@ async def test_automatic_confirm_is_waited_for(api: RecordedApi) -> None:
     assert api.script.requests("WatchMigration")[0].until_final
 
 
+async def test_automatic_confirm_that_fails_ends_the_wait(api: RecordedApi) -> None:
+    cause = DroverError(Reason.DISK_MISSING, "b does not have all of web1.").to_status()
+    api.script.moves = [make_move(Migration.STATE_PENDING)]
+    waiting = make_move(Migration.STATE_AWAITING_CONFIRM, error=cause)
+    api.script.streams = [[MOVED, make_move(Migration.STATE_CONFIRMING), waiting, None]]
+
+    result = await api.run("migrate", "web1", "--confirm", "auto")
+
+    assert result.exit_code == 1
+    assert "DISK_MISSING" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("state", "words"),
     [

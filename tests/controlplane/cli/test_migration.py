@@ -117,6 +117,26 @@ async def test_confirm_that_gets_stuck_exits_1(api: RecordedApi) -> None:
     assert "drover migration retry" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("verb", "state"),
+    [("confirm", Migration.STATE_CONFIRMING), ("revert", Migration.STATE_REVERTING)],
+)
+async def test_decision_that_fails_ends_the_wait(
+    api: RecordedApi, verb: str, state: Migration.State.ValueType
+) -> None:
+    """The server puts the move back to waiting, which must not be waited for again."""
+    cause = DroverError(Reason.DISK_MISSING, "b does not have all of web1.").to_status()
+    api.script.moves = [MOVED]
+    waiting = make_move(Migration.STATE_AWAITING_CONFIRM, error=cause)
+    api.script.streams = [[make_move(state), waiting, None]]
+
+    result = await api.run("migration", verb, MOVE, *(["--yes"] if verb == "revert" else []))
+
+    assert result.exit_code == 1
+    assert "did not go through" in result.stderr
+    assert "DISK_MISSING: b does not have all of web1." in result.stderr
+
+
 async def test_cancel_that_comes_too_late_exits_4(api: RecordedApi) -> None:
     api.script.moves = [MOVED]
     api.script.refusals["CancelMigration"] = DroverError(Reason.CANCEL_TOO_LATE, "It has moved.")
