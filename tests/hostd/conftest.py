@@ -8,7 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from tests.hostd.fleet import Guest, TwoHosts, two_hosts
+from tests.hostd.private_fixtures import conn, connection, on_host, private_host, roots, state_dir
 from tests.lab.guest.build import Recipe
+
+__all__ = ["conn", "connection", "on_host", "private_host", "roots", "state_dir"]
 
 SMALL = Recipe(data_mib=8, free_mib=8)
 DEAF = Recipe(data_mib=8, free_mib=8, command_line="drover.ignore_acpi")
