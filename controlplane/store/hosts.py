@@ -129,7 +129,9 @@ def lock(tx: Connection, name: str) -> HostState | None:
     Returns:
         The host's state, or None when there is no such host.
     """
-    query = sa.select(hosts.c.state).where(hosts.c.name == name).with_for_update()
+    # NO KEY UPDATE: writers of rows that refer to the host need not wait.
+    query = sa.select(hosts.c.state).where(hosts.c.name == name)
+    query = query.with_for_update(key_share=True)
     return tx.execute(query).scalar_one_or_none()
 
 
