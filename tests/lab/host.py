@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.lab.guest.build import Recipe, build_image
 from tests.lab.network import LabNetwork, run
-from tests.lab.process import Daemon, alive, kill_all
+from tests.lab.process import KEPT, Daemon, alive, kill_all
 from tests.lab.wait import wait_for
 
 PRIVATE = ("/run", "/var/lib/libvirt", "/etc/libvirt", "/var/log", "/var/cache")
@@ -92,6 +92,7 @@ class Host:
              "unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", script],
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
+        KEPT.append(holder)
         self._pid_file.write_text(str(holder.pid))
 
         def held() -> bool:

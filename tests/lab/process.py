@@ -14,6 +14,10 @@ from pathlib import Path
 from tests.lab.wait import wait_for
 
 
+# Processes outlive their starter; Python warns of a handle that is dropped before.
+KEPT: list[subprocess.Popen[bytes]] = []
+
+
 @dataclass
 class Daemon:
     """A process that outlives its starter.
@@ -47,6 +51,7 @@ class Daemon:
                 start_new_session=True,
             )
         self.pid = process.pid
+        KEPT.append(process)
 
         def settled() -> bool:
             if process.poll() is not None:
