@@ -8,7 +8,7 @@ the host's verdict. From `has_reported` on a host has facts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from controlplane.common.reasons import Reason
 from controlplane.domain.states import HostState
@@ -242,15 +242,14 @@ def _lacks(
     reason: Reason,
     what: str,
     wanted: Iterable[str],
-    present: Iterable[str],
+    present: Collection[str],
     *,
     show: bool = True,
 ) -> Refusal | None:
-    available = set(present)
-    missing = sorted({name for name in wanted if name and name not in available})
+    missing = sorted({name for name in wanted if name and name not in present})
     if not missing:
         return None
-    has = f"; it has {', '.join(sorted(available)) or 'none'}" if show else ""
+    has = f"; it has {', '.join(sorted(present)) or 'none'}" if show else ""
     return reason, f"It lacks {what} {', '.join(missing)}{has}."
 
 
