@@ -31,12 +31,14 @@ class FileUser:
         pid: The process; 0 when it is not known.
         command: Its name, or what is known instead.
         arguments: Its command line, empty when unknown.
+        locked: All that is known is a lock as QEMU sets it.
     """
 
     path: Path
     pid: int
     command: str
     arguments: tuple[str, ...] = ()
+    locked: bool = False
 
     def runs_domain(self, domain_uuid: str) -> bool:
         """True for the QEMU process of the domain."""
@@ -65,7 +67,8 @@ def find_users(paths: Sequence[Path]) -> list[FileUser]:
     known = {user.path for user in users}
     for path in wanted.values():
         if path not in known and _is_locked_by_qemu(path):
-            users.append(FileUser(path, 0, "a QEMU of another host (its image lock is held)"))
+            what = "a QEMU of another host (its image lock is held)"
+            users.append(FileUser(path, 0, what, locked=True))
     return users
 
 

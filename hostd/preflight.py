@@ -1,0 +1,402 @@
+"""Would this machine run here; could it leave. Nothing is changed.
+
+`gather_target` collects facts, `check_target` judges them: the checks are pure and
+run in one fixed order, the ones that no mending helps first, so that the first
+failure is the most telling one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from controlplane.common.errors import DroverError, Violation
+from controlplane.common.reasons import Reason
+from hostd.disks.users import FileUser
+from hostd.libvirt.domains import Inspection
+from hostd.libvirt.sharing import Sharer
+from hostd.v1 import domain_pb2, host_pb2, preflight_pb2
+
+PASS = preflight_pb2.PreflightCheck.OUTCOME_PASS
+WARN = preflight_pb2.PreflightCheck.OUTCOME_WARN
+FAIL = preflight_pb2.PreflightCheck.OUTCOME_FAIL
+_GIB, _MIB = 1024**3, 1024**2
+_HOST_CPU_MODES = ("host-passthrough", "host-model", "maximum")
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A domain that is on the target already."""
+
+    uuid: str
+    name: str
+    mac_addresses: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What the checks of a target go by.
+
+    Attributes:
+        host: Facts of the host; `available_bytes` without what others reserved.
+        neighbours: Domains here, the one that this migration built left out.
+        network_devices: Names of all network interfaces.
+        max_vcpus: Most virtual CPUs of the machine's type; 0 when unknown.
+        cpu_fits: Whether the guest's CPU can be had; None when libvirt cannot tell.
+        occupied: volume_id -> path, where a file is in a volume's way.
+        misplaced: volume_id -> why its place cannot be used.
+        clock_synchronised: Whether the host's clock is; None when unknown.
+        data_port_open: Whether the data port listens; None when not looked at.
+    """
+
+    host: host_pb2.HostFacts
+    neighbours: tuple[Neighbour, ...] = ()
+    network_devices: frozenset[str] = frozenset()
+    max_vcpus: int = 0
+    cpu_fits: bool | None = None
+    occupied: Mapping[str, str] = field(default_factory=dict)
+    misplaced: Mapping[str, str] = field(default_factory=dict)
+    clock_synchronised: bool | None = None
+    data_port_open: bool | None = None
+
+
+Check = preflight_pb2.PreflightCheck
+_Machine = preflight_pb2.IncomingMachine
+Judge = Callable[[_Machine, TargetFacts], Check]
+
+
+def check_target(machine: _Machine, facts: TargetFacts) -> preflight_pb2.PreflightReport:
+    """Every check of a target, whatever its outcome. Pure.
+
+    While libvirt is away only what does not need it is judged.
+    """
+    checks = [_libvirt(machine, facts)]
+    judges = [*_NEED_LIBVIRT, *_ALWAYS] if facts.host.libvirt_connected else _ALWAYS
+    checks += [judge(machine, facts) for judge in judges]
+    return preflight_pb2.PreflightReport(checks=checks)
+
+
+def placements(machine: _Machine) -> list[preflight_pb2.VolumeMapping]:
+    """Where each volume goes: where it is told to, else the same root and name."""
+    told = {mapping.volume_id: mapping for mapping in machine.volume_mappings}
+    return [
+        told.get(volume.volume_id)
+        or preflight_pb2.VolumeMapping(
+            volume_id=volume.volume_id, root=volume.root, name=volume.name
+        )
+        for volume in machine.domain.volumes
+    ]
+
+
+def check_source(
+    found: Inspection, users: Sequence[FileUser], sharers: Sequence[Sharer]
+) -> preflight_pb2.PreflightReport:
+    """Every check of a source. Pure.
+
+    Args:
+        found: The domain.
+        users: Who has its disks open.
+        sharers: Other domains that need its disks.
+    """
+    domain = found.domain
+    checks = [_state(domain)]
+    for obstacle in found.obstacles:
+        about_disk = obstacle.reason is not Reason.INSTANCE_IMMOVABLE
+        name = "disk" if about_disk else "obstacle"
+        checks.append(_fail(name, obstacle.reason, obstacle.message, obstacle.reason.info.help))
+    if not found.obstacles:
+        checks.append(_pass("obstacle", "Nothing in its definition or disks binds it to the host."))
+    checks += _uses(domain, users, sharers)
+    return preflight_pb2.PreflightReport(checks=checks)
+
+
+def refuse_failures(report: preflight_pb2.PreflightReport, subject: str) -> None:
+    """Raise when a check failed.
+
+    Raises:
+        DroverError: The reason of the first failed check; all failed ones are
+            its violations.
+    """
+    failed = [check for check in report.checks if check.outcome == FAIL]
+    if not failed:
+        return
+    raise DroverError(
+        Reason.__members__.get(failed[0].reason, Reason.INSTANCE_IMMOVABLE),
+        failed[0].message,
+        subject=subject,
+        metadata={"check": failed[0].check, "failed": ",".join(c.check for c in failed)},
+        violations=[Violation(subject, f"{c.message} {c.fix}".strip(), c.reason) for c in failed],
+    )
+
+
+# --- source
+
+
+def _state(domain: domain_pb2.Domain) -> Check:
+    state = domain_pb2.PowerState.Name(domain.power_state).removeprefix("POWER_STATE_")
+    movable = (domain_pb2.POWER_STATE_RUNNING, domain_pb2.POWER_STATE_SHUTOFF)
+    if domain.power_state in movable:
+        return _pass("state", f"It is {state}.")
+    message = f"It is {state}; only a running or shut-off machine can move."
+    return _fail("state", Reason.INSTANCE_STATE, message, Reason.INSTANCE_STATE.info.help)
+
+
+def _uses(
+    domain: domain_pb2.Domain, users: Sequence[FileUser], sharers: Sequence[Sharer]
+) -> Iterator[Check]:
+    running = domain.power_state != domain_pb2.POWER_STATE_SHUTOFF
+    # Its own QEMU has them open while it runs; anybody else must not.
+    strangers = [
+        user
+        for user in users
+        if not (running and (user.runs_domain(domain.uuid) or (not user.pid and user.locked)))
+    ]
+    for user in strangers:
+        message = f"{user.path} is open in {user}."
+        yield _fail("disk-use", Reason.DISK_IN_USE, message, f"Stop {user}.")
+    for sharer in sharers:
+        message = f"{sharer}, which would be left without it."
+        fix = f"Move {sharer.domain_name} off that file, or give it a copy."
+        yield _fail("disk-use", Reason.INSTANCE_IMMOVABLE, message, fix)
+    if not strangers and not sharers:
+        yield _pass("disk-use", "Nobody else has its disks.")
+
+
+# --- target
+
+
+def _libvirt(machine: _Machine, facts: TargetFacts) -> Check:
+    if not facts.host.libvirt_connected:
+        return _fail(
+            "libvirt", Reason.LIBVIRT_UNAVAILABLE, "libvirt does not answer.", "Start libvirtd."
+        )
+    libvirt_, qemu = _version(facts.host.libvirt_version), _version(facts.host.qemu_version)
+    return _pass("libvirt", f"libvirt {libvirt_} with QEMU {qemu} answers.")
+
+
+def _uuid(machine: _Machine, facts: TargetFacts) -> Check:
+    for other in facts.neighbours:
+        if other.uuid == machine.domain.uuid:
+            message = f"A domain with UUID {other.uuid} ({other.name}) is here already."
+            return _fail("uuid", Reason.TARGET_UUID_TAKEN, message, f"virsh undefine {other.uuid}")
+    return _pass("uuid", "No domain here has its UUID.")
+
+
+def _name(machine: _Machine, facts: TargetFacts) -> Check:
+    for other in facts.neighbours:
+        if other.name == machine.domain.name and other.uuid != machine.domain.uuid:
+            message = f"Another domain called {other.name} is here ({other.uuid})."
+            fix = f"virsh domrename {other.uuid} NEWNAME"
+            return _fail("name", Reason.TARGET_NAME_TAKEN, message, fix)
+    return _pass("name", f"No other domain here is called {machine.domain.name}.")
+
+
+def _mac(machine: _Machine, facts: TargetFacts) -> Check:
+    mine = {i.mac_address for i in machine.domain.interfaces if i.mac_address}
+    for other in facts.neighbours:
+        for mac in sorted(mine & other.mac_addresses):
+            if other.uuid != machine.domain.uuid:
+                message = f"The domain {other.name} here has the MAC address {mac}."
+                fix = f"Give {other.name} another MAC address."
+                return _fail("mac", Reason.TARGET_MAC_TAKEN, message, fix)
+    return _pass("mac", "No domain here has one of its MAC addresses.")
+
+
+def _virt_type(machine: _Machine, facts: TargetFacts) -> Check:
+    wanted, found = machine.domain.virt_type, list(facts.host.virt_types)
+    if machine.domain.arch != facts.host.arch:
+        message = f"The CPUs here are {facts.host.arch}; it needs {machine.domain.arch}."
+        fix = "Choose a host of that architecture."
+        return _fail("virt-type", Reason.TARGET_LACKS_VIRT_TYPE, message, fix)
+    if wanted not in found:
+        message = f"It needs {wanted}; this host has {', '.join(found) or 'nothing'}."
+        fix = "Load the kvm module; see that virtualisation is on in the firmware."
+        return _fail("virt-type", Reason.TARGET_LACKS_VIRT_TYPE, message, fix)
+    return _pass("virt-type", f"{wanted} for {machine.domain.arch} can be had.")
+
+
+def _machine_type(machine: _Machine, facts: TargetFacts) -> Check:
+    wanted = machine.domain.machine_type
+    if wanted not in facts.host.machine_types:
+        message = f"QEMU {_version(facts.host.qemu_version)} here has no machine type {wanted}."
+        fix = "Install a QEMU that has it."
+        return _fail("machine-type", Reason.TARGET_LACKS_MACHINE_TYPE, message, fix)
+    return _pass("machine-type", f"The machine type {wanted} can be had.")
+
+
+def _cpu(machine: _Machine, facts: TargetFacts) -> Check:
+    domain = machine.domain
+    if domain.virt_type == "kvm" and domain.cpu_mode in _HOST_CPU_MODES:
+        message = (
+            f"It takes its CPU from the host ({domain.cpu_mode}), which here is a"
+            f" {facts.host.cpu_model}."
+        )
+        fix = "See that the source has the same model, or give the machine a named one."
+        return Check(check="cpu", outcome=WARN, message=message, fix=fix)
+    if facts.cpu_fits is False:
+        message = f"The CPU that it is defined with cannot be had on a {facts.host.cpu_model}."
+        if domain.virt_type != "kvm":
+            # QEMU emulates what it can and says what it leaves out.
+            fix = "Compare the guest's CPU features with those on the source."
+            return Check(check="cpu", outcome=WARN, message=message, fix=fix)
+        fix = "Choose a host with these features, or lower the machine's CPU model."
+        return _fail("cpu", Reason.TARGET_LACKS_CPU_FEATURE, message, fix)
+    if facts.cpu_fits is None and domain.cpu_xml:
+        message = "libvirt here cannot compare the CPU that it is defined with."
+        return Check(check="cpu", outcome=WARN, message=message, fix="Compare the hosts by hand.")
+    return _pass("cpu", "The CPU that it is defined with can be had.")
+
+
+def _firmware(machine: _Machine, facts: TargetFacts) -> Check:
+    wanted = machine.domain.firmware or "bios"
+    if wanted not in facts.host.firmwares:
+        message = f"It needs {wanted} firmware; here is {', '.join(facts.host.firmwares)}."
+        fix = "Install the UEFI firmware (package ovmf or edk2-ovmf)."
+        return _fail("firmware", Reason.TARGET_LACKS_FIRMWARE, message, fix)
+    return _pass("firmware", f"{wanted} firmware can be had.")
+
+
+def _tpm(machine: _Machine, facts: TargetFacts) -> Check:
+    if machine.domain.has_tpm and not facts.host.tpm:
+        message = "It has a TPM, and swtpm is not installed here."
+        return _fail("tpm", Reason.TARGET_LACKS_TPM, message, "Install swtpm and swtpm-tools.")
+    return _pass("tpm", "A TPM can be had." if machine.domain.has_tpm else "It needs no TPM.")
+
+
+def _memory(machine: _Machine, facts: TargetFacts) -> Check:
+    wanted_mib = machine.size.memory_mib if machine.HasField("size") else machine.domain.memory_mib
+    limit_mib = facts.host.memory_mib - facts.host.reserved_memory_mib
+    if wanted_mib > limit_mib:
+        message = f"It needs {wanted_mib} MiB of memory; guests here can have {limit_mib} MiB."
+        fix = "Choose a smaller flavor or a larger host."
+        return _fail("memory", Reason.TARGET_LACKS_MEMORY, message, fix)
+    return _pass("memory", f"{wanted_mib} of the {limit_mib} MiB that guests here can have.")
+
+
+def _vcpus(machine: _Machine, facts: TargetFacts) -> Check:
+    wanted = machine.size.vcpus if machine.HasField("size") else machine.domain.vcpus
+    if facts.max_vcpus and wanted > facts.max_vcpus:
+        message = f"Its machine type has at most {facts.max_vcpus} virtual CPUs; it needs {wanted}."
+        return _fail("vcpus", Reason.TARGET_LACKS_CPUS, message, "Choose a smaller flavor.")
+    if wanted > facts.host.cpus:
+        message = f"It has {wanted} virtual CPUs, more than the {facts.host.cpus} CPUs here."
+        return Check(check="vcpus", outcome=WARN, message=message, fix="Choose a larger host.")
+    return _pass("vcpus", f"{wanted} virtual CPUs on {facts.host.cpus} CPUs.")
+
+
+def _bridge(machine: _Machine, facts: TargetFacts) -> Check:
+    interfaces = machine.domain.interfaces
+    wanted = {i.source for i in interfaces if i.type == "bridge"} - set(facts.host.bridges)
+    devices = {i.source for i in interfaces if i.type == "direct"} - facts.network_devices
+    missing = sorted({*wanted, *devices} - {""})
+    if missing:
+        message = f"There is no {', '.join(missing)} here; there are bridges "
+        message += f"{', '.join(facts.host.bridges) or 'none'}."
+        fix = "; ".join(f"ip link add {name} type bridge" for name in missing if name in wanted)
+        return _fail("bridge", Reason.TARGET_LACKS_BRIDGE, message, fix)
+    return _pass("bridge", "Every bridge and device that it is attached to is here.")
+
+
+def _network(machine: _Machine, facts: TargetFacts) -> Check:
+    wanted = {i.source for i in machine.domain.interfaces if i.type == "network"}
+    missing = sorted(wanted - set(facts.host.networks))
+    if missing:
+        here = ", ".join(facts.host.networks) or "none"
+        message = f"There is no active libvirt network {', '.join(missing)}; there are {here}."
+        fix = "; ".join(f"virsh net-start {name}" for name in missing)
+        return _fail("network", Reason.TARGET_LACKS_NETWORK, message, fix)
+    return _pass("network", "Every libvirt network that it is attached to is active.")
+
+
+def _root(machine: _Machine, facts: TargetFacts) -> Check:
+    present = {root.name for root in facts.host.roots}
+    missing = sorted({place.root for place in placements(machine)} - present)
+    if missing:
+        names = ", ".join(repr(name) for name in missing)
+        message = f"There is no storage root {names}; there are {', '.join(sorted(present))}."
+        fix = "Configure it in [storage.roots], or map the volumes to another root."
+        return _fail("root", Reason.TARGET_LACKS_ROOT, message, fix)
+    return _pass("root", "Every storage root that its volumes lie in is here.")
+
+
+def _target_file(machine: _Machine, facts: TargetFacts) -> Check:
+    for volume_id, why in facts.misplaced.items():
+        message = f"Volume {volume_id} cannot be placed: {why}"
+        return _fail("target-file", Reason.DISK_OUTSIDE_ROOTS, message, "Map it elsewhere.")
+    for volume_id, path in facts.occupied.items():
+        message = f"{path} is in the way of volume {volume_id}."
+        fix = f"Move {path} away, or map the volume to another name."
+        return _fail("target-file", Reason.TARGET_FILE_EXISTS, message, fix)
+    return _pass("target-file", "No file is in the way of its volumes.")
+
+
+def _space(machine: _Machine, facts: TargetFacts) -> Check:
+    """Data has to fit; that the disks may grow to full size is worth a warning."""
+    volumes = {volume.volume_id: volume for volume in machine.domain.volumes}
+    roots = {root.name: root for root in facts.host.roots}
+    data: dict[int, int] = {}
+    full: dict[int, int] = {}
+    for place in placements(machine):
+        volume, root = volumes.get(place.volume_id), roots.get(place.root)
+        if volume is None or root is None:
+            continue
+        grown = max(volume.size_bytes, volume.virtual_size_bytes)
+        data[root.device_id] = data.get(root.device_id, 0) + volume.allocated_bytes
+        full[root.device_id] = full.get(root.device_id, 0) + grown
+    tight = None
+    for root in roots.values():
+        free = root.available_bytes
+        if data.get(root.device_id, 0) > free:
+            need = _size(data[root.device_id])
+            message = f"Its volumes hold {need}; {_size(free)} are free in root {root.name}."
+            fix = f"Free {_size(data[root.device_id] - free)} in {root.path}."
+            return _fail("space", Reason.TARGET_LACKS_SPACE, message, fix)
+        if full.get(root.device_id, 0) > free:
+            need = _size(full[root.device_id])
+            message = f"Its disks can grow to {need}; {_size(free)} are free in root {root.name}."
+            tight = Check(check="space", outcome=WARN, message=message, fix="Watch the space.")
+    return tight or _pass("space", f"There is room for the {_size(sum(data.values()))} it holds.")
+
+
+def _time(machine: _Machine, facts: TargetFacts) -> Check:
+    if facts.clock_synchronised is False:
+        message = "The kernel says that this host's clock is not synchronised."
+        fix = "Start chrony or systemd-timesyncd."
+        return Check(check="time", outcome=WARN, message=message, fix=fix)
+    return _pass("time", "Nothing is known against this host's clock.")
+
+
+def _data_port(machine: _Machine, facts: TargetFacts) -> Check:
+    if facts.data_port_open is False:
+        message = f"The data port {facts.host.data_address} does not listen."
+        fix = "See the log of drover-hostd here."
+        return _fail("data-port", Reason.TARGET_UNREACHABLE, message, fix)
+    return _pass("data-port", f"The data port is {facts.host.data_address}.")
+
+
+_NEED_LIBVIRT: tuple[Judge, ...] = (
+    _uuid, _name, _mac, _virt_type, _machine_type, _cpu, _firmware, _tpm, _memory, _vcpus,
+    _network,
+)  # fmt: skip
+_ALWAYS: tuple[Judge, ...] = (_bridge, _root, _target_file, _space, _time, _data_port)
+
+
+# --- words
+
+
+def _pass(check: str, message: str) -> Check:
+    return Check(check=check, outcome=PASS, message=message)
+
+
+def _fail(check: str, reason: Reason, message: str, fix: str) -> Check:
+    return Check(check=check, outcome=FAIL, reason=reason.name, message=message, fix=fix)
+
+
+def _size(size_bytes: int) -> str:
+    if size_bytes >= _GIB:
+        return f"{size_bytes / _GIB:.1f} GiB"
+    return f"{size_bytes / _MIB:.1f} MiB"
+
+
+def _version(number: int) -> str:
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
