@@ -26,6 +26,8 @@ pub struct Hello {
     pub proof: Hash,
     /// The session.
     pub session: String,
+    /// The copy, across sessions.
+    pub tag: String,
 }
 
 impl Hello {
@@ -37,6 +39,7 @@ impl Hello {
         out.extend(self.nonce);
         out.extend(self.proof);
         put_text(&mut out, &self.session);
+        put_text(&mut out, &self.tag);
         out
     }
 
@@ -49,12 +52,14 @@ impl Hello {
             nonce: take(bytes)?,
             proof: take(bytes)?,
             session: take_text(bytes)?,
+            tag: take_text(bytes)?,
         };
         bytes.is_empty().then_some(hello)
     }
 }
 
 /// The two keys that follow from a session key.
+#[derive(Clone)]
 pub struct Keys {
     proof: Hash,
     /// Keys the authenticators of frames.
@@ -268,6 +273,7 @@ mod tests {
             nonce: [3; 16],
             proof: [4; 32],
             session: "s1".into(),
+            tag: "t1".into(),
         };
         assert_eq!(Hello::decode(&hello.encode()), Some(hello.clone()));
         refuse_all_cuts(&hello.encode(), Hello::decode);

@@ -65,6 +65,24 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Gives the memory of the free buffers back.
+    pub fn trim(&self) {
+        let mut shelf = lock(&self.shelf);
+        shelf.unmade += shelf.free.len();
+        shelf.free = Vec::new();
+    }
+}
+
+impl Buffer {
+    /// Exchanges the memory with a chunk-sized one of the caller.
+    pub fn swap(&mut self, other: &mut AlignedBuf) {
+        if let Some(memory) = &mut self.memory {
+            std::mem::swap(memory, other);
+        }
+    }
+}
+
 impl Deref for Buffer {
     type Target = [u8];
 

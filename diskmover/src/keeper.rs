@@ -1,0 +1,237 @@
+//! The keeper of a session: the one thread that opens, syncs and publishes.
+//!
+//! It writes a barrier (data durable, then the journal) when enough has been
+//! written or a second has passed. When the sender has finished all volumes and
+//! all digests agree, it publishes them and lets go of all files before anybody
+//! hears of it: whoever opens a published file finds it unlocked.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::digest::{self, Hash};
+use crate::entry::{Entry, MAX_ENTRY};
+use crate::error::{Code, MoverError, Result};
+use crate::frame::{Header, Kind};
+use crate::link::Link;
+use crate::messages::{Open, Receipt};
+use crate::pool::lock;
+use crate::session::{Phase, Session, TICK};
+use crate::target::{Opened, Target};
+
+/// A barrier comes after so many bytes at the latest: what a crash can cost.
+const BARRIER_BYTES: u64 = 64 << 20;
+/// A barrier comes after this time at the latest.
+const BARRIER_TIME: Duration = Duration::from_secs(1);
+
+/// A frame for the keeper.
+pub struct Order {
+    /// Where to answer.
+    pub link: Arc<Link>,
+    /// OPEN or FINISH.
+    pub header: Header,
+    /// Its payload.
+    pub payload: Vec<u8>,
+}
+
+/// Runs until the session stops; leaves no target open.
+pub fn run(session: &Arc<Session>) {
+    let mut keeper = Keeper {
+        session,
+        verified: vec![None; session.specs.len()],
+        synced: Instant::now(),
+    };
+    if let Err(error) = keeper.keep() {
+        session.fail(error);
+    }
+    keeper.release();
+}
+
+struct Keeper<'a> {
+    session: &'a Session,
+    /// Wire bytes of the volumes whose digests agree.
+    verified: Vec<Option<u64>>,
+    synced: Instant,
+}
+
+impl Keeper<'_> {
+    fn keep(&mut self) -> Result<()> {
+        let orders = self.session.orders();
+        while !self.session.stopping() {
+            if let Ok(order) = orders.recv_timeout(TICK) {
+                match order.header.kind {
+                    Kind::Open => self.open(&order)?,
+                    _ => self.finish(&order)?,
+                }
+            }
+            self.session.tick();
+            let written = self.session.unsynced.load(Ordering::Relaxed);
+            if written >= BARRIER_BYTES || (written > 0 && self.synced.elapsed() > BARRIER_TIME) {
+                self.barrier()?;
+            }
+        }
+        // Stopped: what was written is worth a last barrier, if it works.
+        let _ = self.barrier();
+        Ok(())
+    }
+
+    fn barrier(&mut self) -> Result<()> {
+        self.session.unsynced.store(0, Ordering::Relaxed);
+        for target in self.targets().iter().flatten() {
+            target.barrier()?;
+        }
+        self.synced = Instant::now();
+        Ok(())
+    }
+
+    fn open(&mut self, order: &Order) -> Result<()> {
+        let volume = usize::from(order.header.volume);
+        let spec = &self.session.specs[volume];
+        let about = |e: MoverError| e.at_receiver().in_volume(&spec.volume);
+        let Some(open) = Open::decode(&order.payload).filter(|open| open.volume == spec.volume)
+        else {
+            let text = format!("volume {volume} of the sender is not {:?}", spec.volume);
+            return Err(about(MoverError::new(Code::Protocol, text)));
+        };
+        let size = open.identity.size;
+        if spec.size.is_some_and(|expected| expected != size) || size > digest::MAX_SIZE {
+            let text = format!(
+                "the source has {size} bytes, not {}",
+                spec.size.unwrap_or(0)
+            );
+            return Err(about(MoverError::new(Code::SourceInvalid, text)));
+        }
+        if lock(&self.session.receipts)[volume].is_none() && self.targets()[volume].is_none() {
+            match Target::open(spec, &self.session.tag, open.identity).map_err(about)? {
+                Opened::Published(mut receipt) => {
+                    receipt.volume.clone_from(&spec.volume);
+                    self.session.note_published(volume, receipt);
+                }
+                Opened::Receiving(target) => {
+                    self.session.note_open(volume, size, target.resumed);
+                    self.set_target(volume, Some(Arc::from(target)));
+                }
+            }
+        }
+        self.answer(order, volume);
+        self.done_if_all_published();
+        Ok(())
+    }
+
+    /// Tells what is there; a connection that breaks meanwhile asks again.
+    fn answer(&self, order: &Order, volume: usize) {
+        let published = lock(&self.session.receipts)[volume].clone();
+        let mut data = 0;
+        if let Some(target) = &self.targets()[volume] {
+            data = target.data_bytes();
+            for payload in pack(&target.state()) {
+                let mut header = Header::new(Kind::State, volume as u16);
+                header.payload_len = payload.len() as u32;
+                if order.link.send(&header, &[&payload]).is_err() {
+                    return;
+                }
+            }
+        }
+        let payload = published.as_ref().map(Receipt::encode).unwrap_or_default();
+        let mut header = Header::new(Kind::Opened, volume as u16);
+        header.payload_len = payload.len() as u32;
+        header.offset = data;
+        let _ = order.link.send(&header, &[&payload]);
+    }
+
+    fn finish(&mut self, order: &Order) -> Result<()> {
+        let volume = usize::from(order.header.volume);
+        if self.session.phase() == Phase::Done {
+            self.session.send_receipts(&order.link);
+            return Ok(());
+        }
+        let (Some((root, wire)), Some(target)) =
+            (parse_finish(&order.payload), self.targets()[volume].clone())
+        else {
+            let text = "FINISH for a volume that is not open";
+            return Err(MoverError::new(Code::Protocol, text).at_receiver());
+        };
+        if !order.header.is_authentic(&self.session.keys.frame, &root) {
+            let text = "FINISH does not match its authenticator";
+            return Err(MoverError::new(Code::Protocol, text).at_receiver());
+        }
+        target.verify(&root)?;
+        self.verified[volume] = Some(wire);
+        drop(target);
+        let open = |volume: usize| self.targets()[volume].is_some();
+        if (0..self.verified.len()).all(|v| self.verified[v].is_some() || !open(v)) {
+            self.publish()?;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self) -> Result<()> {
+        // Workers hold targets only while they write; let them end first.
+        self.session.drained.store(true, Ordering::Release);
+        while self.session.workers.load(Ordering::Acquire) > 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for volume in 0..self.verified.len() {
+            if let (Some(wire), Some(target)) =
+                (self.verified[volume], self.targets()[volume].clone())
+            {
+                let receipt = target.publish(wire)?;
+                drop(target);
+                self.set_target(volume, None);
+                self.session.note_published(volume, receipt);
+            }
+        }
+        self.done_if_all_published();
+        Ok(())
+    }
+
+    fn done_if_all_published(&self) {
+        if lock(&self.session.receipts).iter().all(Option::is_some) {
+            self.session.finish();
+        }
+    }
+
+    fn release(&mut self) {
+        self.session
+            .targets
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .fill(None);
+    }
+
+    fn targets(&self) -> Vec<Option<Arc<Target>>> {
+        self.session
+            .targets
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set_target(&self, volume: usize, target: Option<Arc<Target>>) {
+        self.session
+            .targets
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)[volume] = target;
+    }
+}
+
+/// Root digest and wire bytes of a FINISH payload.
+fn parse_finish(payload: &[u8]) -> Option<(Hash, u64)> {
+    let (root, wire) = payload.split_first_chunk::<32>()?;
+    Some((*root, u64::from_le_bytes(wire.try_into().ok()?)))
+}
+
+/// Entries as payloads of at most the size of a STATE frame.
+fn pack(entries: &[Entry]) -> Vec<Vec<u8>> {
+    let mut payloads: Vec<Vec<u8>> = Vec::new();
+    for entry in entries {
+        let room = Kind::State.max_payload() as usize - MAX_ENTRY;
+        if payloads.last().is_none_or(|last| last.len() > room) {
+            payloads.push(Vec::new());
+        }
+        if let Some(last) = payloads.last_mut() {
+            entry.encode(last);
+        }
+    }
+    payloads
+}

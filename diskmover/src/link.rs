@@ -1,0 +1,307 @@
+//! One TLS connection, used in both directions at once by blocking threads.
+//!
+//! The TLS state is locked only while records are made or opened, never while
+//! the socket blocks: a thread that waits for frames does not hold up another
+//! one that sends.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use rustls::Connection;
+
+use crate::error::{Code, MoverError};
+use crate::frame::{FrameError, HEADER, Header};
+use crate::messages::EXPORTER_LABEL;
+use crate::pool::lock;
+use crate::tls;
+
+/// Plaintext that is encrypted in one go.
+const SLICE: usize = 256 << 10;
+/// Ciphertext that is read in one go.
+const INTAKE: usize = 256 << 10;
+/// Longest time for one frame, however slowly it trickles.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Why a connection is of no use any more.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The peer closed it.
+    #[error("the peer closed the connection")]
+    Closed,
+    /// Nothing arrived for too long.
+    #[error("the peer gave no sign of life in time")]
+    Timeout,
+    /// The network failed.
+    #[error("{0}")]
+    Io(io::Error),
+    /// TLS failed.
+    #[error("{0}")]
+    Tls(rustls::Error),
+    /// The peer sent what is no frame.
+    #[error("{0}")]
+    Frame(#[from] FrameError),
+}
+
+/// Result of an operation on a connection.
+pub type Result<T> = std::result::Result<T, LinkError>;
+
+struct Intake {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+}
+
+/// A connection.
+pub struct Link {
+    tls: Mutex<Connection>,
+    socket: TcpStream,
+    /// Held for a whole frame: frames of several threads do not mix.
+    outgoing: Mutex<Vec<u8>>,
+    intake: Mutex<Intake>,
+    idle: Duration,
+    /// Address of the peer, for messages.
+    pub peer: String,
+}
+
+impl LinkError {
+    /// As a failure of the copy; the network's are retryable.
+    pub fn to_mover(&self, peer: &str) -> MoverError {
+        match self {
+            LinkError::Tls(error) => tls::classify(error, peer),
+            LinkError::Frame(error) => MoverError::new(
+                Code::Protocol,
+                format!("{peer} broke the protocol: {error}"),
+            ),
+            other => MoverError::new(Code::LinkLost, format!("connection to {peer}: {other}")),
+        }
+    }
+
+    /// Whether another connection may do better.
+    pub fn is_network(&self) -> bool {
+        matches!(
+            self,
+            LinkError::Closed | LinkError::Timeout | LinkError::Io(_)
+        )
+    }
+}
+
+impl Link {
+    /// Shakes hands until `deadline`.
+    pub fn establish(
+        mut tls: Connection,
+        socket: TcpStream,
+        idle: Duration,
+        deadline: Instant,
+    ) -> Result<Link> {
+        tls.set_buffer_limit(None);
+        let peer = socket
+            .peer_addr()
+            .map_or_else(|_| "peer".to_owned(), |a| a.to_string());
+        let _ = socket.set_nodelay(true);
+        socket
+            .set_write_timeout(Some(idle))
+            .map_err(LinkError::Io)?;
+        let link = Link {
+            tls: Mutex::new(tls),
+            socket,
+            outgoing: Mutex::new(Vec::new()),
+            intake: Mutex::new(Intake {
+                bytes: vec![0; INTAKE].into(),
+                start: 0,
+                end: 0,
+            }),
+            idle,
+            peer,
+        };
+        link.flush()?;
+        while lock(&link.tls).is_handshaking() {
+            let step = link.pump(deadline);
+            let flushed = link.flush(); // an alert too, when the step failed
+            step?;
+            flushed?;
+        }
+        Ok(link)
+    }
+
+    /// The URI names of the peer's certificate.
+    pub fn peer_uris(&self) -> Vec<String> {
+        tls::uri_names(lock(&self.tls).peer_certificates())
+    }
+
+    /// A secret that only the two ends of this very connection know.
+    pub fn exporter(&self, session: &str) -> Result<[u8; 32]> {
+        lock(&self.tls)
+            .export_keying_material([0; 32], EXPORTER_LABEL, Some(session.as_bytes()))
+            .map_err(LinkError::Tls)
+    }
+
+    /// Sends one frame.
+    pub fn send(&self, header: &Header, payload: &[&[u8]]) -> Result<()> {
+        let mut out = lock(&self.outgoing);
+        self.send_locked(&mut out, header, payload)
+    }
+
+    /// Sends one frame unless another one is stuck on its way for `patience`.
+    pub fn send_soon(&self, header: &Header, payload: &[&[u8]], patience: Duration) -> Result<()> {
+        let end = Instant::now() + patience;
+        let _ = self.socket.set_write_timeout(Some(patience));
+        loop {
+            if let Ok(mut out) = self.outgoing.try_lock() {
+                return self.send_locked(&mut out, header, payload);
+            }
+            if Instant::now() > end {
+                return Err(LinkError::Timeout);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits for the next frame's header.
+    pub fn recv_header(&self, deadline: Option<Instant>) -> Result<Header> {
+        let mut bytes = [0; HEADER];
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + FRAME_TIMEOUT);
+        self.recv(&mut bytes, deadline)?;
+        Ok(Header::decode(&bytes)?)
+    }
+
+    /// Fills `out` with payload.
+    pub fn recv_payload(&self, out: &mut [u8]) -> Result<()> {
+        self.recv(out, Instant::now() + FRAME_TIMEOUT)
+    }
+
+    /// The payload of a header of a small frame.
+    pub fn recv_small(&self, header: &Header) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; header.payload_len as usize];
+        self.recv_payload(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Says goodbye; the peer sees a clean end.
+    pub fn close(&self) {
+        if let Ok(mut out) = self.outgoing.try_lock() {
+            lock(&self.tls).send_close_notify();
+            let _ = self.push_out(&mut out);
+        }
+        let _ = self.socket.shutdown(Shutdown::Write);
+    }
+
+    /// Breaks it at once; threads that wait in it return.
+    pub fn abort(&self) {
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+
+    /// Reads and drops what still comes, so that the peer gets to read our last
+    /// words before the kernel resets the connection.
+    pub fn linger(&self, patience: Duration) {
+        self.close();
+        linger(&self.socket, patience);
+    }
+
+    fn send_locked(&self, out: &mut Vec<u8>, header: &Header, payload: &[&[u8]]) -> Result<()> {
+        let head = header.encode();
+        let mut first = Some(&head[..]);
+        for part in payload
+            .iter()
+            .copied()
+            .chain(payload.is_empty().then_some(&[][..]))
+        {
+            let mut pieces = part.chunks(SLICE);
+            loop {
+                let piece = pieces.next();
+                if piece.is_none() && first.is_none() {
+                    break;
+                }
+                let mut tls = lock(&self.tls);
+                for bytes in [first.take(), piece].into_iter().flatten() {
+                    tls.writer().write_all(bytes).map_err(LinkError::Io)?;
+                }
+                drop(tls);
+                self.push_out(out)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.push_out(&mut lock(&self.outgoing))
+    }
+
+    /// Encrypts what is queued and writes it; the caller holds `outgoing`.
+    fn push_out(&self, out: &mut Vec<u8>) -> Result<()> {
+        out.clear();
+        let mut tls = lock(&self.tls);
+        while tls.wants_write() {
+            tls.write_tls(out).map_err(LinkError::Io)?;
+        }
+        drop(tls);
+        (&self.socket).write_all(out).map_err(io_error)
+    }
+
+    fn recv(&self, out: &mut [u8], deadline: Instant) -> Result<()> {
+        let mut filled = 0;
+        while filled < out.len() {
+            let read = lock(&self.tls).reader().read(&mut out[filled..]);
+            match read {
+                Ok(0) => return Err(LinkError::Closed),
+                Ok(count) => filled += count,
+                Err(e) if e.kind() == ErrorKind::WouldBlock => self.pump(deadline)?,
+                Err(e) => return Err(io_error(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in some ciphertext, waiting for it if there is none.
+    fn pump(&self, deadline: Instant) -> Result<()> {
+        let mut intake = lock(&self.intake);
+        if intake.start == intake.end {
+            let left = deadline
+                .saturating_duration_since(Instant::now())
+                .min(self.idle);
+            if left.is_zero() {
+                return Err(LinkError::Timeout);
+            }
+            self.socket
+                .set_read_timeout(Some(left))
+                .map_err(LinkError::Io)?;
+            let count = loop {
+                match (&self.socket).read(&mut intake.bytes) {
+                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                    other => break other.map_err(io_error)?,
+                }
+            };
+            if count == 0 {
+                return Err(LinkError::Closed);
+            }
+            (intake.start, intake.end) = (0, count);
+        }
+        let mut tls = lock(&self.tls);
+        let mut rest = &intake.bytes[intake.start..intake.end];
+        let before = rest.len();
+        tls.read_tls(&mut rest).map_err(LinkError::Io)?;
+        let taken = before - rest.len();
+        intake.start += taken;
+        tls.process_new_packets().map_err(LinkError::Tls)?;
+        Ok(())
+    }
+}
+
+/// Drops what a socket still brings, for a bounded time.
+pub fn linger(socket: &TcpStream, patience: Duration) {
+    let end = Instant::now() + patience;
+    let _ = socket.shutdown(Shutdown::Write);
+    let _ = socket.set_read_timeout(Some(patience));
+    let mut sink = [0; 65536];
+    let mut reader = socket;
+    while Instant::now() < end && matches!(reader.read(&mut sink), Ok(count) if count > 0) {}
+}
+
+fn io_error(error: io::Error) -> LinkError {
+    match error.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => LinkError::Timeout,
+        ErrorKind::UnexpectedEof => LinkError::Closed,
+        _ => LinkError::Io(error),
+    }
+}

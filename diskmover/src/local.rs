@@ -1,0 +1,71 @@
+//! The digest of a file, without a copy.
+
+use std::path::Path;
+use std::sync::Mutex;
+
+use crate::digest::{self, CHUNK, Hash};
+use crate::error::{Code, MoverError, Result};
+use crate::ledger::Ledger;
+use crate::plan::Work;
+use crate::pool::lock;
+use crate::source::Source;
+use crate::sys::{ALIGN, AlignedBuf};
+
+/// Size, bytes in blocks that are not zero, and root digest.
+pub fn digest(path: &Path) -> Result<(u64, u64, Hash)> {
+    let source = Source::open(path)?;
+    let size = source.identity.size;
+    let unmapped = |e| MoverError::source_io("cannot map the source", &e);
+    let plan = Mutex::new(source.plan(true).map_err(unmapped)?);
+    let ledger = Mutex::new(Ledger::new(size));
+    let step = || lock(&plan).next(|_| false).map_err(unmapped);
+    let hash_all = || -> Result<()> {
+        let no_memory = || MoverError::new(Code::Internal, "out of memory");
+        let mut buffer = AlignedBuf::new(CHUNK as usize).ok_or_else(no_memory)?;
+        while let Some(work) = step()? {
+            let (first, hash, data) = match work {
+                Work::Zeros(chunks) => {
+                    let marked = lock(&ledger).confirm_zeros(chunks.start, chunks.end);
+                    marked.map_err(|_| source.changed("a hole was filled"))?;
+                    continue;
+                }
+                Work::Chunk(chunk, ranges) => {
+                    let len = digest::chunk_len(size, chunk);
+                    source.read_chunk(
+                        chunk,
+                        &ranges,
+                        &mut buffer[..len.next_multiple_of(ALIGN)],
+                    )?;
+                    let bitmap = digest::scan(&buffer[..len]);
+                    let data = digest::compact(&mut buffer[..len], &bitmap);
+                    (chunk, digest::chunk_hash(&bitmap, &buffer[..data]), data)
+                }
+            };
+            let mut ledger = lock(&ledger);
+            let offered = ledger.offer(first, hash, data as u32);
+            offered.map_err(|_| source.changed("it was read twice"))?;
+            ledger.confirm(first);
+            ledger.close_if_full((first / digest::SEGMENT_CHUNKS) as usize);
+        }
+        Ok(())
+    };
+    let threads = std::thread::available_parallelism()
+        .map_or(1, |n| n.get())
+        .min(4);
+    std::thread::scope(|scope| -> Result<()> {
+        let running: Vec<_> = (0..threads).map(|_| scope.spawn(hash_all)).collect();
+        for thread in running {
+            let crashed = |_| Err(MoverError::new(Code::Internal, "a thread crashed"));
+            thread.join().unwrap_or_else(crashed)?;
+        }
+        Ok(())
+    })?;
+    source.check_unchanged()?;
+    let mut ledger = lock(&ledger);
+    for segment in 0..ledger.segments() {
+        ledger.close_if_full(segment);
+    }
+    let root = ledger.root();
+    let missing = || MoverError::new(Code::Internal, "a chunk was not hashed");
+    Ok((size, ledger.data_bytes(), root.ok_or_else(missing)?))
+}

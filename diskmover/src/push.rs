@@ -1,0 +1,457 @@
+//! A copy under way: the threads of the sending end, and their common state.
+//!
+//! ```text
+//! feed -> readers (2) -> work queue -> workers -> send queue -> uplinks (N)
+//!   ^                                                              |
+//!   +------------------ what a broken connection had --------------+
+//! ```
+//! The coordinator watches: when all is acknowledged it checks that the source
+//! did not change, lets one uplink send the root digests, and ends the copy when
+//! all receipts are there.
+
+use std::net::{Shutdown, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use rustls::ClientConfig;
+
+use crate::digest::{Bitmap, Hash};
+use crate::error::{Code, MoverError, Result};
+use crate::feed::{Feed, Volume};
+use crate::frame::{Header, Kind};
+use crate::link::Link;
+use crate::messages::{self, Keys, Receipt};
+use crate::pool::{Buffer, Pool, lock};
+use crate::progress::{self, Meter, Progress};
+use crate::session::{MAX_VOLUMES, TICK};
+use crate::source::Source;
+use crate::stages;
+use crate::throttle::Throttle;
+use crate::tls::TlsFiles;
+use crate::uplink;
+
+const READERS: usize = 2;
+/// Chunks in each queue between stages.
+pub const QUEUE: usize = 16;
+
+/// What to copy, and how.
+pub struct Job {
+    /// HOST:PORT.
+    pub to: String,
+    /// The URI name that the receiver must have; None for any of the CA.
+    pub receiver: Option<String>,
+    /// Own credentials.
+    pub tls: TlsFiles,
+    /// Name of the session.
+    pub session: String,
+    /// The secret shared with the receiver.
+    pub key: Hash,
+    /// The copy, across sessions.
+    pub tag: String,
+    /// Id, path and expected size of each volume.
+    pub volumes: Vec<(String, PathBuf, Option<u64>)>,
+    /// Number of connections.
+    pub connections: usize,
+    /// Bytes a second.
+    pub limit: Option<u64>,
+    /// zstd level.
+    pub level: Option<i32>,
+    /// Whether holes are believed.
+    pub trust_holes: bool,
+    /// Memory for chunks.
+    pub buffer_bytes: u64,
+    /// How long to try when no connection stands.
+    pub reconnect: Duration,
+}
+
+/// A piece that is ready for the wire.
+pub enum Parcel {
+    /// A chunk: header, bitmap, payload and its length.
+    Data(Header, Bitmap, Buffer, usize),
+    /// A run of zero chunks.
+    Zeros(Header),
+}
+
+/// A chunk as it was read.
+pub struct Raw {
+    /// Index of the volume.
+    pub volume: usize,
+    /// Number of the chunk.
+    pub chunk: u64,
+    /// Its bytes.
+    pub buffer: Buffer,
+}
+
+/// Which connection sends the root digests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// Not yet: chunks are missing.
+    NotYet,
+    /// The next connection that looks.
+    Free,
+    /// This one does.
+    Taken,
+}
+
+/// What all threads share.
+pub struct Shared {
+    /// What to copy.
+    pub job: Job,
+    /// TLS of all connections.
+    pub config: Arc<ClientConfig>,
+    /// Keys of the session.
+    pub keys: Keys,
+    /// Same in all connections of this attempt.
+    pub nonce: [u8; 16],
+    /// The volumes.
+    pub volumes: Vec<Volume>,
+    /// What is to do.
+    pub feed: Feed,
+    /// Memory.
+    pub pool: Arc<Pool>,
+    /// The limit.
+    pub throttle: Throttle,
+    /// Chunks that were read.
+    pub work: (Sender<Raw>, Receiver<Raw>),
+    /// Pieces that are ready.
+    pub parcels: (Sender<Parcel>, Receiver<Parcel>),
+    /// Whether the receiver has opened all volumes.
+    pub opened: AtomicBool,
+    /// Held by the connection that lets them open.
+    pub opening: Mutex<()>,
+    /// The sockets of all connections, to break them.
+    pub sockets: Mutex<Vec<Option<TcpStream>>>,
+    /// Who sends the root digests.
+    pub finish: Mutex<Finish>,
+    /// Connections that stand.
+    pub links: Mutex<Vec<Arc<Link>>>,
+    /// Connection threads that have not ended.
+    uplinks: AtomicUsize,
+    /// When a connection last stood, and whether one ever did.
+    pub last_link: Mutex<(Instant, bool)>,
+    /// Bytes of frames sent.
+    pub wire: AtomicU64,
+    /// The receiver said that its disk is the bottleneck.
+    pub target_slow: AtomicBool,
+    /// The limit held something up.
+    pub throttled: AtomicBool,
+    resumed: AtomicU64,
+    meter: Meter,
+    limited_by: Mutex<&'static str>,
+    stop: AtomicBool,
+    outcome: Mutex<Option<Result<Vec<Receipt>>>>,
+    ended: Condvar,
+}
+
+/// A running copy.
+pub struct Push {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Push {
+    /// Checks the job, opens the sources and starts.
+    pub fn start(job: Job) -> Result<Push> {
+        check(&job)?;
+        let config = job.tls.client()?;
+        let mut volumes = Vec::with_capacity(job.volumes.len());
+        for (id, path, expected) in &job.volumes {
+            let source = Source::open(path).map_err(|e| e.in_volume(id))?;
+            let size = source.identity.size;
+            if expected.is_some_and(|expected| expected != size) {
+                let text = format!(
+                    "{} has {size} bytes, not {}",
+                    path.display(),
+                    expected.unwrap_or(0)
+                );
+                return Err(MoverError::new(Code::SourceInvalid, text).in_volume(id));
+            }
+            volumes.push(Volume::new(id.clone(), source, job.trust_holes)?);
+        }
+        let mut nonce = [0; 16];
+        random_bytes(&mut nonce)?;
+        let shared = Arc::new(Shared {
+            keys: Keys::derive(&job.key),
+            config,
+            nonce,
+            volumes,
+            feed: Feed::default(),
+            pool: Pool::new(job.buffer_bytes),
+            throttle: Throttle::new(job.limit),
+            work: bounded(QUEUE),
+            parcels: bounded(QUEUE),
+            opened: AtomicBool::new(false),
+            opening: Mutex::new(()),
+            sockets: Mutex::new((0..job.connections).map(|_| None).collect()),
+            finish: Mutex::new(Finish::NotYet),
+            links: Mutex::default(),
+            uplinks: AtomicUsize::new(job.connections),
+            last_link: Mutex::new((Instant::now(), false)),
+            wire: AtomicU64::new(0),
+            target_slow: AtomicBool::new(false),
+            throttled: AtomicBool::new(false),
+            resumed: AtomicU64::new(0),
+            meter: Meter::default(),
+            limited_by: Mutex::new(""),
+            stop: AtomicBool::new(false),
+            outcome: Mutex::new(None),
+            ended: Condvar::new(),
+            job,
+        });
+        let thread = {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || coordinate(&shared))
+        };
+        Ok(Push {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        self.shared.progress()
+    }
+
+    /// Changes the limit.
+    pub fn set_limit(&self, limit: Option<u64>) -> Result<()> {
+        check_limit(limit)?;
+        self.shared.throttle.set(limit);
+        Ok(())
+    }
+
+    /// Stops it and waits for its threads.
+    pub fn cancel(&self) {
+        self.shared
+            .fail(MoverError::new(Code::Cancelled, "the copy was cancelled"));
+        if let Some(thread) = lock(&self.thread).take() {
+            let _ = thread.join();
+        }
+    }
+
+    /// Waits for the end; None when it still runs after `timeout`.
+    pub fn wait(&self, timeout: Duration) -> Option<Result<Vec<Receipt>>> {
+        let running = |outcome: &mut Option<_>| outcome.is_none();
+        let (outcome, _) = self
+            .shared
+            .ended
+            .wait_timeout_while(lock(&self.shared.outcome), timeout, running)
+            .unwrap_or_else(PoisonError::into_inner);
+        let outcome = outcome.clone();
+        if outcome.is_some()
+            && let Some(thread) = lock(&self.thread).take()
+        {
+            let _ = thread.join();
+        }
+        outcome
+    }
+}
+
+impl Drop for Push {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+impl Shared {
+    /// Whether all threads should end.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Ends the copy with an error, and tells the receiver; the first one counts.
+    pub fn fail(&self, error: MoverError) {
+        if !self.end(Err(error.clone())) {
+            return;
+        }
+        let payload = messages::encode_error(&error);
+        let mut header = Header::new(Kind::Error, 0);
+        header.payload_len = payload.len() as u32;
+        let links = lock(&self.links).clone();
+        for link in &links {
+            let _ = link.send_soon(&header, &[&payload], TICK);
+            link.close();
+        }
+    }
+
+    /// Notes how much was there before.
+    pub fn note_resumed(&self) {
+        let there = self.volumes.iter().map(Volume::done_bytes).sum();
+        self.resumed.store(there, Ordering::Relaxed);
+    }
+
+    fn end(&self, outcome: Result<Vec<Receipt>>) -> bool {
+        let mut slot = lock(&self.outcome);
+        if slot.is_some() {
+            return false;
+        }
+        *slot = Some(outcome);
+        drop(slot);
+        self.stop.store(true, Ordering::Relaxed);
+        self.feed.close();
+        self.ended.notify_all();
+        true
+    }
+
+    fn done(&self) -> u64 {
+        self.volumes.iter().map(Volume::done_bytes).sum()
+    }
+
+    fn progress(&self) -> Progress {
+        let (done, total) = (self.done(), self.volumes.iter().map(Volume::size).sum());
+        let rate = if self.stopping() {
+            0
+        } else {
+            self.meter.rate()
+        };
+        Progress {
+            done,
+            total,
+            resumed: self.resumed.load(Ordering::Relaxed),
+            wire: self.wire.load(Ordering::Relaxed),
+            rate,
+            eta: progress::eta(done, total, rate),
+            limited_by: *lock(&self.limited_by),
+            connections: lock(&self.links).len() as u64,
+        }
+    }
+
+    /// One look at how it goes.
+    fn watch(&self) -> Result<()> {
+        self.meter.note(self.done());
+        self.find_bottleneck();
+        self.check_links()?;
+        let receipts: Vec<Receipt> = self
+            .volumes
+            .iter()
+            .filter_map(|volume| lock(&volume.receipt).clone())
+            .collect();
+        if receipts.len() == self.volumes.len() {
+            self.end(Ok(receipts));
+            return Ok(());
+        }
+        let complete =
+            |volume: &Volume| lock(&volume.receipt).is_some() || lock(&volume.ledger).is_complete();
+        if self.opened.load(Ordering::Acquire)
+            && *lock(&self.finish) == Finish::NotYet
+            && self.volumes.iter().all(complete)
+        {
+            for volume in &self.volumes {
+                volume
+                    .source
+                    .check_unchanged()
+                    .map_err(|e| e.in_volume(&volume.id))?;
+            }
+            *lock(&self.finish) = Finish::Free;
+        }
+        Ok(())
+    }
+
+    fn check_links(&self) -> Result<()> {
+        let (last, ever) = *lock(&self.last_link);
+        if !lock(&self.links).is_empty() || last.elapsed() < self.job.reconnect {
+            return Ok(());
+        }
+        let seconds = self.job.reconnect.as_secs_f64();
+        let to = &self.job.to;
+        Err(if ever {
+            let text = format!("the link to {to} broke and did not come back within {seconds} s");
+            MoverError::new(Code::LinkLost, text)
+        } else {
+            let text = format!("{to} could not be reached within {seconds} s");
+            MoverError::new(Code::ConnectFailed, text)
+        })
+    }
+
+    fn find_bottleneck(&self) {
+        let full = |len: usize| len >= QUEUE * 3 / 4;
+        let throttled = self.throttled.swap(false, Ordering::Relaxed);
+        let slow = self.target_slow.swap(false, Ordering::Relaxed);
+        *lock(&self.limited_by) = if throttled {
+            "throttle"
+        } else if slow {
+            "target-write"
+        } else if full(self.parcels.1.len()) {
+            "network"
+        } else if full(self.work.1.len()) {
+            "compress"
+        } else {
+            "source-read"
+        };
+    }
+}
+
+fn coordinate(shared: &Arc<Shared>) {
+    std::thread::scope(|scope| {
+        for index in 0..shared.job.connections {
+            scope.spawn(move || {
+                uplink::run(shared, index);
+                shared.uplinks.fetch_sub(1, Ordering::Release);
+            });
+        }
+        let workers = std::thread::available_parallelism()
+            .map_or(2, |n| n.get())
+            .clamp(2, 4);
+        for _ in 0..workers {
+            scope.spawn(|| stages::pack(shared));
+        }
+        for _ in 0..READERS {
+            scope.spawn(|| stages::read(shared));
+        }
+        while !shared.stopping() {
+            if let Err(error) = shared.watch() {
+                shared.fail(error);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let links = lock(&shared.links).clone();
+        links.iter().for_each(|link| link.close());
+        while shared.uplinks.load(Ordering::Acquire) > 0 {
+            for socket in lock(&shared.sockets).iter().flatten() {
+                let _ = socket.shutdown(Shutdown::Both);
+            }
+            std::thread::sleep(TICK / 10);
+        }
+    });
+}
+
+fn check(job: &Job) -> Result<()> {
+    let invalid = |text: String| Err(MoverError::new(Code::InvalidArgument, text));
+    if job.volumes.is_empty() || job.volumes.len() > MAX_VOLUMES {
+        return invalid(format!("a copy has 1 to {MAX_VOLUMES} volumes"));
+    }
+    if !(1..=64).contains(&job.connections) {
+        return invalid(format!(
+            "{} is not a number of connections from 1 to 64",
+            job.connections
+        ));
+    }
+    check_limit(job.limit)?;
+    if job.session.is_empty() || job.session.len() > 255 || job.tag.len() > 64 {
+        return invalid("session id or tag is empty or too long".to_owned());
+    }
+    for (id, _, _) in &job.volumes {
+        if id.is_empty() || id.len() > 255 {
+            return invalid(format!("{id:?} is not a volume id of 1 to 255 bytes"));
+        }
+    }
+    Ok(())
+}
+
+fn check_limit(limit: Option<u64>) -> Result<()> {
+    let text = "a limit of 0 bytes a second would never end; give none to lift it";
+    match limit {
+        Some(0) => Err(MoverError::new(Code::InvalidArgument, text)),
+        _ => Ok(()),
+    }
+}
+
+fn random_bytes(out: &mut [u8]) -> Result<()> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let error = |_| MoverError::new(Code::Internal, "the system gives no random numbers");
+    provider.secure_random.fill(out).map_err(error)
+}

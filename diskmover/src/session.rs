@@ -1,0 +1,613 @@
+//! A receiving session: what one sender attempt may write, and how far it is.
+//!
+//! ```text
+//! WAITING --first valid HELLO--> RECEIVING --all published--> DONE
+//!    |                               | any error
+//!    +---------close---------------->+------------------> FAILED
+//! ```
+//! Threads of a session: one for each connection (`intake`), which checks frames
+//! and fills buffers; workers, which unpack, verify and write; and the keeper
+//! (keeper.rs), which alone opens, syncs and publishes targets.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
+
+use crate::codec::Decoder;
+use crate::digest::{self, BLOCK, Bitmap};
+use crate::error::{Code, MoverError, Result};
+use crate::frame::{self, CODEC_ZSTD, Header, Kind};
+use crate::keeper::{self, Order};
+use crate::link::Link;
+use crate::messages::{self, Keys, Receipt};
+use crate::pool::{Buffer, Pool, lock};
+use crate::progress::{self, Meter, Progress};
+use crate::sys::AlignedBuf;
+use crate::target::{Target, TargetSpec};
+
+/// Most volumes of a session.
+pub const MAX_VOLUMES: usize = 1024;
+const MAX_LINKS: usize = 64;
+const QUEUE: usize = 16;
+/// How often blocked threads look whether they should stop.
+pub const TICK: Duration = Duration::from_millis(100);
+const BUSY_SIGN: Duration = Duration::from_secs(5);
+
+/// What `open_session` is given.
+pub struct Opening {
+    /// Name of the session.
+    pub id: String,
+    /// The secret shared with the sender.
+    pub key: [u8; 32],
+    /// The URI name that the sender must have; None for any of the CA.
+    pub sender: Option<String>,
+    /// What it may write.
+    pub volumes: Vec<TargetSpec>,
+    /// The copy, across sessions.
+    pub tag: String,
+}
+
+/// Where a session stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Phase {
+    /// No valid HELLO yet.
+    Waiting,
+    /// In use.
+    Receiving,
+    /// All volumes are published.
+    Done,
+    /// Over.
+    Failed(MoverError),
+}
+
+struct State {
+    phase: Phase,
+    nonce: Option<[u8; 16]>,
+    links: Vec<Arc<Link>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A chunk or a zero run on its way to the target.
+pub enum Job {
+    /// A chunk: header, bitmap, payload and its length.
+    Data(Arc<Link>, Header, Bitmap, Buffer, usize),
+    /// A run of zero chunks.
+    Zeros(Arc<Link>, Header),
+}
+
+/// A session.
+pub struct Session {
+    /// As it was opened.
+    pub id: String,
+    /// The copy, across sessions.
+    pub tag: String,
+    /// The URI name that the sender must have.
+    pub sender: Option<String>,
+    /// Keys of this opening.
+    pub keys: Keys,
+    /// What it may write.
+    pub specs: Vec<TargetSpec>,
+    /// The open targets; only the keeper changes them.
+    pub targets: RwLock<Vec<Option<Arc<Target>>>>,
+    /// Receipts of the published volumes.
+    pub receipts: Mutex<Vec<Option<Receipt>>>,
+    /// Bytes written since the last barrier.
+    pub unsynced: AtomicU64,
+    /// Workers that have not ended.
+    pub workers: AtomicUsize,
+    /// Tells the workers to end.
+    pub drained: AtomicBool,
+    stop: AtomicBool,
+    state: Mutex<State>,
+    changed: Condvar,
+    sizes: Mutex<Vec<Option<u64>>>,
+    resumed: AtomicU64,
+    finished: AtomicU64,
+    wire: AtomicU64,
+    meter: Meter,
+    pool: Arc<Pool>,
+    jobs: (Sender<Job>, Receiver<Job>),
+    orders: (Sender<Order>, Receiver<Order>),
+}
+
+impl Session {
+    /// A session that waits for its sender.
+    pub fn new(opening: Opening, buffer_bytes: u64) -> Arc<Session> {
+        let count = opening.volumes.len();
+        Arc::new(Session {
+            keys: Keys::derive(&opening.key),
+            id: opening.id,
+            tag: opening.tag,
+            sender: opening.sender,
+            specs: opening.volumes,
+            targets: RwLock::new(vec![None; count]),
+            receipts: Mutex::new(vec![None; count]),
+            unsynced: AtomicU64::new(0),
+            workers: AtomicUsize::new(0),
+            drained: AtomicBool::new(false),
+            stop: AtomicBool::new(false),
+            state: Mutex::new(State {
+                phase: Phase::Waiting,
+                nonce: None,
+                links: Vec::new(),
+                threads: Vec::new(),
+            }),
+            changed: Condvar::new(),
+            sizes: Mutex::new(vec![None; count]),
+            resumed: AtomicU64::new(0),
+            finished: AtomicU64::new(0),
+            wire: AtomicU64::new(0),
+            meter: Meter::default(),
+            pool: Pool::new(buffer_bytes),
+            jobs: bounded(QUEUE),
+            orders: bounded(QUEUE),
+        })
+    }
+
+    /// Where it stands.
+    pub fn phase(&self) -> Phase {
+        lock(&self.state).phase.clone()
+    }
+
+    /// Whether its threads should end.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Whether a connection stands.
+    pub fn in_use(&self) -> bool {
+        !lock(&self.state).links.is_empty()
+    }
+
+    /// Whether it belongs to this attempt.
+    pub fn has_nonce(&self, nonce: &[u8; 16]) -> bool {
+        lock(&self.state).nonce.as_ref() == Some(nonce)
+    }
+
+    /// Orders for the keeper.
+    pub fn orders(&self) -> Receiver<Order> {
+        self.orders.1.clone()
+    }
+
+    /// Lets in a connection whose HELLO proved the key, under its nonce.
+    pub fn admit(self: &Arc<Self>, link: &Arc<Link>, nonce: [u8; 16]) -> Result<()> {
+        let mut state = lock(&self.state);
+        if *state.nonce.get_or_insert(nonce) != nonce {
+            let text = format!(
+                "the key of session {} was used before; open the session anew",
+                self.id
+            );
+            return Err(MoverError::new(Code::SessionKeyReplayed, text).at_receiver());
+        }
+        if state.links.len() >= MAX_LINKS {
+            let text = format!("session {} has {MAX_LINKS} connections already", self.id);
+            return Err(MoverError::new(Code::LimitExceeded, text).at_receiver());
+        }
+        match &state.phase {
+            Phase::Failed(error) => return Err(error.clone()),
+            Phase::Waiting => {
+                state.phase = Phase::Receiving;
+                let count = std::thread::available_parallelism()
+                    .map_or(2, |n| n.get())
+                    .clamp(2, 4);
+                self.workers.store(count, Ordering::Relaxed);
+                for _ in 0..count {
+                    let session = Arc::clone(self);
+                    state
+                        .threads
+                        .push(std::thread::spawn(move || session.work()));
+                }
+                let session = Arc::clone(self);
+                state
+                    .threads
+                    .push(std::thread::spawn(move || keeper::run(&session)));
+            }
+            Phase::Receiving | Phase::Done => {}
+        }
+        state.links.push(Arc::clone(link));
+        Ok(())
+    }
+
+    /// Reads frames of an admitted connection until it ends.
+    pub fn serve(&self, link: &Arc<Link>) {
+        let ended = self.intake(link);
+        if let Err(error) = ended {
+            self.fail(error);
+        }
+        if let Phase::Failed(error) = self.phase() {
+            // `fail` has told the links that stood then; tell a late one too.
+            let payload = messages::encode_error(&error);
+            let mut header = Header::new(Kind::Error, 0);
+            header.payload_len = payload.len() as u32;
+            let _ = link.send_soon(&header, &[&payload], TICK);
+            link.linger(Duration::from_secs(1));
+        }
+        link.abort();
+        lock(&self.state)
+            .links
+            .retain(|other| !Arc::ptr_eq(other, link));
+        self.changed.notify_all();
+    }
+
+    /// Ends the session with an error; the first one counts.
+    pub fn fail(&self, error: MoverError) {
+        let links = {
+            let mut state = lock(&self.state);
+            if matches!(state.phase, Phase::Done | Phase::Failed(_)) {
+                return;
+            }
+            state.phase = Phase::Failed(error.clone());
+            state.links.clone()
+        };
+        self.stop.store(true, Ordering::Relaxed);
+        let payload = messages::encode_error(&error);
+        let mut header = Header::new(Kind::Error, 0);
+        header.payload_len = payload.len() as u32;
+        for link in links {
+            let _ = link.send_soon(&header, &[&payload], TICK);
+            link.close();
+        }
+    }
+
+    /// Notes that all is published, and tells the sender.
+    pub fn finish(&self) {
+        let links = {
+            let mut state = lock(&self.state);
+            if state.phase != Phase::Receiving {
+                return;
+            }
+            state.phase = Phase::Done;
+            state.links.clone()
+        };
+        self.pool.trim();
+        for link in links {
+            self.send_receipts(&link);
+        }
+    }
+
+    /// Sends all receipts.
+    pub fn send_receipts(&self, link: &Link) {
+        let receipts = lock(&self.receipts).clone();
+        for (index, receipt) in receipts.iter().flatten().enumerate() {
+            let payload = receipt.encode();
+            let mut header = Header::new(Kind::Receipt, index as u16);
+            header.payload_len = payload.len() as u32;
+            let _ = link.send(&header, &[&payload]);
+        }
+    }
+
+    /// Ends it and waits until its threads have let go of everything.
+    pub fn close(&self) {
+        let text = format!("session {} was closed or replaced at the receiver", self.id);
+        self.fail(MoverError::new(Code::SessionClosed, text).at_receiver());
+        self.stop.store(true, Ordering::Relaxed);
+        let (links, threads) = {
+            let mut state = lock(&self.state);
+            (state.links.clone(), std::mem::take(&mut state.threads))
+        };
+        for link in links {
+            link.close();
+        }
+        for thread in threads {
+            let _ = thread.join();
+        }
+        let state = lock(&self.state);
+        let wait = Duration::from_secs(2);
+        let left = |state: &mut State| !state.links.is_empty();
+        let (state, _) = self
+            .changed
+            .wait_timeout_while(state, wait, left)
+            .unwrap_or_else(PoisonError::into_inner);
+        for link in &state.links {
+            link.abort();
+        }
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> Progress {
+        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
+        let open: u64 = targets
+            .iter()
+            .flatten()
+            .map(|target| target.done_bytes())
+            .sum();
+        let done = open + self.finished.load(Ordering::Relaxed);
+        let sizes: u64 = lock(&self.sizes).iter().flatten().sum();
+        let total = self
+            .specs
+            .iter()
+            .filter_map(|spec| spec.size)
+            .sum::<u64>()
+            .max(sizes);
+        let receiving = self.phase() == Phase::Receiving;
+        let rate = if receiving { self.meter.rate() } else { 0 };
+        Progress {
+            done,
+            total,
+            resumed: self.resumed.load(Ordering::Relaxed),
+            wire: self.wire.load(Ordering::Relaxed),
+            rate,
+            eta: progress::eta(done, total, rate),
+            limited_by: "",
+            connections: lock(&self.state).links.len() as u64,
+        }
+    }
+
+    /// Takes a sample for the rate.
+    pub fn tick(&self) {
+        self.meter.note(self.progress().done);
+    }
+
+    /// Notes the size of a volume that was opened.
+    pub fn note_open(&self, volume: usize, size: u64, resumed: u64) {
+        lock(&self.sizes)[volume] = Some(size);
+        self.resumed.fetch_add(resumed, Ordering::Relaxed);
+    }
+
+    /// Notes that a volume is published and its target is gone.
+    pub fn note_published(&self, volume: usize, receipt: Receipt) {
+        self.finished.fetch_add(receipt.size, Ordering::Relaxed);
+        lock(&self.sizes)[volume] = Some(receipt.size);
+        lock(&self.receipts)[volume] = Some(receipt);
+    }
+
+    fn intake(&self, link: &Arc<Link>) -> Result<()> {
+        loop {
+            let header = match link.recv_header(None) {
+                Ok(header) => header,
+                Err(error) if error.is_network() => return Ok(()),
+                Err(error) => return Err(error.to_mover(&link.peer).at_receiver()),
+            };
+            let size = frame::HEADER as u64 + u64::from(header.payload_len);
+            self.wire.fetch_add(size, Ordering::Relaxed);
+            let on = match header.kind {
+                Kind::Ping => link.send(&Header::new(Kind::Ping, 0), &[]).is_ok(),
+                Kind::Data => self.take_data(link, header)?,
+                Kind::Zero => {
+                    self.chunks(&header, link)?;
+                    self.push(link, Job::Zeros(Arc::clone(link), header))
+                }
+                Kind::Open | Kind::Finish => {
+                    let Ok(payload) = link.recv_small(&header) else {
+                        return Ok(());
+                    };
+                    self.volume(&header, link)?;
+                    self.order(Order {
+                        link: Arc::clone(link),
+                        header,
+                        payload,
+                    })
+                }
+                Kind::Error => {
+                    let Ok(payload) = link.recv_small(&header) else {
+                        return Ok(());
+                    };
+                    let error = messages::decode_error(&payload);
+                    return Err(error.unwrap_or_else(|| self.broken(link, "an unreadable error")));
+                }
+                _ => return Err(self.broken(link, "a frame that only receivers send")),
+            };
+            if !on {
+                return Ok(());
+            }
+        }
+    }
+
+    fn take_data(&self, link: &Arc<Link>, header: Header) -> Result<bool> {
+        let chunk = self.chunks(&header, link)?;
+        let len = header.logical_len as usize;
+        debug_assert!(chunk.end - chunk.start == 1);
+        let mut bitmap: Bitmap = [0; 32];
+        let Some(body) = (header.payload_len as usize).checked_sub(bitmap.len()) else {
+            return Err(self.broken(link, "a chunk without a bitmap"));
+        };
+        if link.recv_payload(&mut bitmap).is_err() {
+            return Ok(false);
+        }
+        let data = digest::data_len(&bitmap, len).unwrap_or(0);
+        let fits = if header.codec == CODEC_ZSTD {
+            body < data
+        } else {
+            body == data
+        };
+        if data == 0 || !fits {
+            return Err(self
+                .broken(link, "a chunk whose bitmap does not fit")
+                .at(header.offset));
+        }
+        let Some(mut buffer) = self.buffer(link) else {
+            return Ok(false);
+        };
+        if link.recv_payload(&mut buffer[..body]).is_err() {
+            return Ok(false);
+        }
+        Ok(self.push(
+            link,
+            Job::Data(Arc::clone(link), header, bitmap, buffer, body),
+        ))
+    }
+
+    /// Waits for a buffer; the sender is told meanwhile that we live.
+    fn buffer(&self, link: &Link) -> Option<Buffer> {
+        let mut sign = Instant::now();
+        while !self.stopping() {
+            if let Some(buffer) = self.pool.take(TICK) {
+                return Some(buffer);
+            }
+            self.sign_of_life(link, &mut sign);
+        }
+        None
+    }
+
+    fn push(&self, link: &Link, job: Job) -> bool {
+        let (mut job, mut sign) = (job, Instant::now());
+        while !self.stopping() {
+            match self.jobs.0.send_timeout(job, TICK) {
+                Ok(()) => return true,
+                Err(SendTimeoutError::Timeout(back)) => job = back,
+                Err(SendTimeoutError::Disconnected(_)) => return false,
+            }
+            self.sign_of_life(link, &mut sign);
+        }
+        false
+    }
+
+    fn order(&self, order: Order) -> bool {
+        let mut order = order;
+        while !self.stopping() {
+            match self.orders.0.send_timeout(order, TICK) {
+                Ok(()) => return true,
+                Err(SendTimeoutError::Timeout(back)) => order = back,
+                Err(SendTimeoutError::Disconnected(_)) => return false,
+            }
+        }
+        false
+    }
+
+    fn sign_of_life(&self, link: &Link, last: &mut Instant) {
+        if last.elapsed() > BUSY_SIGN {
+            *last = Instant::now();
+            let _ = link.send(&Header::new(Kind::Ping, 0), &[]);
+        }
+    }
+
+    /// The volume that a frame is about.
+    fn volume(&self, header: &Header, link: &Link) -> Result<usize> {
+        let volume = usize::from(header.volume);
+        if volume >= self.specs.len() {
+            return Err(self.broken(link, "a volume that the session does not have"));
+        }
+        Ok(volume)
+    }
+
+    fn chunks(&self, header: &Header, link: &Link) -> Result<std::ops::Range<u64>> {
+        let volume = self.volume(header, link)?;
+        let Some(size) = lock(&self.sizes)[volume] else {
+            return Err(self.broken(link, "content before its volume was opened"));
+        };
+        header
+            .chunks(size)
+            .map_err(|e| self.broken(link, &e.to_string()).at(header.offset))
+    }
+
+    fn broken(&self, link: &Link, what: &str) -> MoverError {
+        let text = format!("{} broke the protocol: it sent {what}", link.peer);
+        MoverError::new(Code::Protocol, text).at_receiver()
+    }
+
+    /// A worker: unpacks, verifies, writes and acknowledges.
+    fn work(&self) {
+        if let Err(error) = self.work_on() {
+            self.fail(error);
+        }
+        self.workers.fetch_sub(1, Ordering::Release);
+    }
+
+    fn work_on(&self) -> Result<()> {
+        let no_memory = || MoverError::new(Code::Internal, "out of memory").at_receiver();
+        let mut scratch = AlignedBuf::new(digest::CHUNK as usize).ok_or_else(no_memory)?;
+        let mut decoder = Decoder::new().ok_or_else(no_memory)?;
+        while !self.stopping() {
+            let Ok(job) = self.jobs.1.recv_timeout(TICK) else {
+                if self.drained.load(Ordering::Acquire) {
+                    return Ok(());
+                }
+                continue;
+            };
+            let (link, header) = match job {
+                Job::Zeros(link, header) => {
+                    self.place_zeros(&header)?;
+                    (link, header)
+                }
+                Job::Data(link, header, bitmap, buffer, body) => {
+                    let data = &buffer[..body];
+                    self.place_data(&header, &bitmap, data, &mut scratch, &mut decoder)?;
+                    (link, header)
+                }
+            };
+            let mut ack = Header {
+                kind: Kind::Ack,
+                codec: 0,
+                payload_len: 0,
+                auth: [0; 32],
+                ..header
+            };
+            if self.jobs.1.len() >= QUEUE * 3 / 4 {
+                ack.codec = frame::ACK_TARGET_SLOW;
+            }
+            // Without the acknowledgement the chunk comes again: no harm.
+            let _ = link.send(&ack, &[]);
+        }
+        Ok(())
+    }
+
+    fn place_data(
+        &self,
+        header: &Header,
+        bitmap: &Bitmap,
+        body: &[u8],
+        scratch: &mut [u8],
+        decoder: &mut Decoder,
+    ) -> Result<()> {
+        let Some(target) = self.target(header) else {
+            return Ok(());
+        };
+        let volume = &self.specs[usize::from(header.volume)].volume;
+        let corrupt = |why: String| {
+            MoverError::new(Code::ChunkCorrupt, why)
+                .at_receiver()
+                .in_volume(volume)
+                .at(header.offset)
+        };
+        let len = header.logical_len as usize;
+        let data = if header.codec == CODEC_ZSTD {
+            let out = &mut scratch[..digest::data_len(bitmap, len).unwrap_or(0)];
+            decoder
+                .decompress(body, out)
+                .map_err(|e| corrupt(e.to_string()))?;
+            &*out
+        } else {
+            body
+        };
+        let hash = digest::chunk_hash(bitmap, data);
+        if !header.is_authentic(&self.keys.frame, &hash) {
+            return Err(corrupt(
+                "the chunk does not match its authenticator".to_owned(),
+            ));
+        }
+        if data.chunks(BLOCK).any(digest::is_zero) {
+            return Err(corrupt(
+                "a block that is all zero was sent as data".to_owned(),
+            ));
+        }
+        target.place(header.offset / digest::CHUNK, bitmap, data, hash)?;
+        self.unsynced
+            .fetch_add(data.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn place_zeros(&self, header: &Header) -> Result<()> {
+        let Some(target) = self.target(header) else {
+            return Ok(());
+        };
+        if !header.is_authentic(&self.keys.frame, &digest::ZERO_HASH) {
+            let text = "a zero run does not match its authenticator";
+            return Err(MoverError::new(Code::ChunkCorrupt, text)
+                .at_receiver()
+                .at(header.offset));
+        }
+        let end = (header.offset + header.logical_len).div_ceil(digest::CHUNK);
+        target.place_zeros(header.offset / digest::CHUNK, end)?;
+        self.unsynced.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The open target of a frame; None once it is published.
+    fn target(&self, header: &Header) -> Option<Arc<Target>> {
+        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
+        targets[usize::from(header.volume)].clone()
+    }
+}

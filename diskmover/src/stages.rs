@@ -1,0 +1,141 @@
+//! The stages before the wire: reading chunks, then packing them.
+
+use std::sync::atomic::Ordering;
+
+use crossbeam_channel::{SendTimeoutError, Sender};
+
+use crate::codec::Encoder;
+use crate::digest::{self, ZERO_HASH};
+use crate::error::{Code, MoverError, Result};
+use crate::feed;
+use crate::frame::{CODEC_ZSTD, Kind};
+use crate::plan::Work;
+use crate::pool::lock;
+use crate::push::{Parcel, Raw, Shared};
+use crate::session::TICK;
+use crate::sys::{ALIGN, AlignedBuf};
+
+/// A reader: work of the feed becomes chunks in memory.
+pub fn read(shared: &Shared) {
+    if let Err(error) = read_all(shared) {
+        shared.fail(error);
+    }
+}
+
+/// A worker: chunks in memory become parcels.
+pub fn pack(shared: &Shared) {
+    if let Err(error) = pack_all(shared) {
+        shared.fail(error);
+    }
+}
+
+fn read_all(shared: &Shared) -> Result<()> {
+    while !shared.opened.load(Ordering::Acquire) {
+        if shared.stopping() {
+            return Ok(());
+        }
+        std::thread::sleep(TICK / 10);
+    }
+    while let Some((index, work)) = shared.feed.next(&shared.volumes)? {
+        let volume = &shared.volumes[index];
+        match work {
+            Work::Zeros(chunks) => {
+                let mut header = feed::header(Kind::Zero, index, chunks, volume);
+                header.sign(&shared.keys.frame, &ZERO_HASH);
+                put(shared, &shared.parcels.0, Parcel::Zeros(header));
+            }
+            Work::Chunk(chunk, ranges) => {
+                let mut buffer = loop {
+                    match shared.pool.take(TICK) {
+                        Some(buffer) => break buffer,
+                        None if shared.stopping() => return Ok(()),
+                        None => {}
+                    }
+                };
+                let len = digest::chunk_len(volume.size(), chunk).next_multiple_of(ALIGN);
+                volume
+                    .source
+                    .read_chunk(chunk, &ranges, &mut buffer[..len])
+                    .map_err(|e| e.in_volume(&volume.id))?;
+                put(
+                    shared,
+                    &shared.work.0,
+                    Raw {
+                        volume: index,
+                        chunk,
+                        buffer,
+                    },
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+fn pack_all(shared: &Shared) -> Result<()> {
+    let mut encoder = Encoder::new(shared.job.level);
+    let no_memory = || MoverError::new(Code::Internal, "out of memory");
+    let mut scratch = AlignedBuf::new(digest::CHUNK as usize).ok_or_else(no_memory)?;
+    while !shared.stopping() {
+        if let Ok(raw) = shared.work.1.recv_timeout(TICK) {
+            let parcel = pack_one(shared, raw, &mut encoder, &mut scratch)?;
+            put(shared, &shared.parcels.0, parcel);
+        }
+    }
+    Ok(())
+}
+
+fn pack_one(
+    shared: &Shared,
+    raw: Raw,
+    encoder: &mut Encoder,
+    scratch: &mut AlignedBuf,
+) -> Result<Parcel> {
+    let Raw {
+        volume: index,
+        chunk,
+        mut buffer,
+    } = raw;
+    let volume = &shared.volumes[index];
+    let len = digest::chunk_len(volume.size(), chunk);
+    let bitmap = digest::scan(&buffer[..len]);
+    let data = digest::compact(&mut buffer[..len], &bitmap);
+    let hash = digest::chunk_hash(&bitmap, &buffer[..data]);
+    let offered = lock(&volume.ledger).offer(chunk, hash, data as u32);
+    offered.map_err(|_| volume.conflict(chunk))?;
+    if data == 0 {
+        let mut header = feed::header(Kind::Zero, index, chunk..chunk + 1, volume);
+        header.sign(&shared.keys.frame, &ZERO_HASH);
+        return Ok(Parcel::Zeros(header));
+    }
+    let mut header = feed::header(Kind::Data, index, chunk..chunk + 1, volume);
+    let mut body = data;
+    if let Some(packed) = encoder.compress(&buffer[..data], scratch) {
+        // The memory that was read into becomes the next scratch.
+        buffer.swap(scratch);
+        header.codec = CODEC_ZSTD;
+        body = packed;
+    }
+    header.payload_len = (bitmap.len() + body) as u32;
+    header.sign(&shared.keys.frame, &hash);
+    Ok(Parcel::Data(header, bitmap, buffer, body))
+}
+
+/// Puts something into a queue, unless the copy ends meanwhile.
+fn put<T>(shared: &Shared, queue: &Sender<T>, item: T) {
+    let mut item = item;
+    while !shared.stopping() {
+        match queue.send_timeout(item, TICK) {
+            Err(SendTimeoutError::Timeout(back)) => item = back,
+            _ => return,
+        }
+    }
+}
+
+/// Counts bytes that were sent for a volume.
+pub fn count(shared: &Shared, volume: usize, bytes: usize) {
+    shared.wire.fetch_add(bytes as u64, Ordering::Relaxed);
+    shared.volumes[volume]
+        .wire
+        .fetch_add(bytes as u64, Ordering::Relaxed);
+}
