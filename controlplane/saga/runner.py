@@ -85,6 +85,7 @@ class _Held:
     effect: asyncio.Task[Any] | None = None
     cancellable: bool = False
     cancelled: bool = False
+    leaving: bool = False
 
 
 class Runner:
@@ -204,7 +205,7 @@ class Runner:
         )
         self._last_renewal = before
         for saga_id, each in held.items():
-            if self._held.get(saga_id) is not each:
+            if self._held.get(saga_id) is not each or each.leaving:
                 continue
             if saga_id not in still:
                 self.stats.lost_leases += 1
@@ -326,6 +327,7 @@ class Runner:
         except LostLease:
             raise
         except (Transient, DBAPIError) as error:
+            held.leaving = True
             await self._retry_later(conduct, step, error)
             return False
         except Exception as error:
@@ -336,6 +338,7 @@ class Runner:
             held.effect = None
         await self._crash("after-effect", conduct.view.id, step.name, good.value)
         if isinstance(result, Wait):
+            held.leaving = True
             await self._transactions.run(
                 lambda tx: self._store.release(tx, conduct.lease, result.seconds)
             )

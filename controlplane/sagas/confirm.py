@@ -21,7 +21,7 @@ from sqlalchemy import Connection
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from controlplane.domain.model import Migration
-from controlplane.domain.names import instance_name, migration_name
+from controlplane.domain.names import instance_name
 from controlplane.domain.states import MigrationState, TaskState
 from controlplane.saga.definition import Saga, Step, StepContext, StepKind
 from controlplane.saga.log import SagaView
@@ -118,7 +118,7 @@ PHASES = {
 
 def be_confirmed(tx: Connection, row: Migration, saga: SagaView) -> None:
     """The move is over: the room on the source is free, the machine is the target's."""
-    claims.drop(tx, migration_name(row.id))
+    claims.drop(tx, claims.migration_consumer(row.id))
     migrations.update(tx, row.id, state=MigrationState.CONFIRMED, confirm_deadline=None, error=None)
     if row.flavor is not None:
         instances.update(tx, row.instance_uid, flavor=row.flavor.name)

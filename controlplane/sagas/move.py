@@ -37,7 +37,7 @@ from controlplane.common.identity import host_identity
 from controlplane.common.reasons import Reason
 from controlplane.domain.capacity import limits_of, needed_bytes
 from controlplane.domain.model import Instance, Migration, Size
-from controlplane.domain.names import host_name, instance_name, migration_name
+from controlplane.domain.names import host_name, instance_name
 from controlplane.domain.states import (
     ConfirmPolicy,
     MigrationState,
@@ -174,7 +174,7 @@ async def go_to_next_host(move: Move, refusal: DroverError) -> Wait:
     def take_next(tx: Connection) -> bool:
         row = migrations.get(tx, move.row.id)
         placement = refuse_host(row.placement, row.target_host, refusal)
-        claims.drop(tx, migration_name(row.id))
+        claims.drop(tx, claims.migration_consumer(row.id))
         while candidate := next_candidate(placement):
             if claim_room(tx, row, candidate, move.resources):
                 placement.chosen_host = host_name(candidate)
@@ -200,7 +200,11 @@ def claim_room(tx: Connection, row: Migration, host: str, resources: MoveResourc
         size, disk_bytes=needed_bytes(row.description) if row.description else 0
     )
     return claims.try_claim(
-        tx, migration_name(row.id), host, with_disk, limits_of(found.facts, resources.ratios)
+        tx,
+        claims.migration_consumer(row.id),
+        host,
+        with_disk,
+        limits_of(found.facts, resources.ratios),
     )
 
 
@@ -456,8 +460,8 @@ def switch_owner(tx: Connection, ctx: StepContext) -> None:
     if instance.host == row.target_host:
         return
     size = size_after(instance, row)
-    claims.put(tx, migration_name(row.id), row.source_host, instance.size)
-    claims.put(tx, instance_name(instance.uid), row.target_host, size)
+    claims.put(tx, claims.migration_consumer(row.id), row.source_host, instance.size)
+    claims.put(tx, claims.instance_consumer(instance.uid), row.target_host, size)
     instances.update(
         tx, instance.uid, host=row.target_host, vcpus=size.vcpus, memory_mib=size.memory_mib
     )
@@ -467,11 +471,11 @@ def switch_owner_back(tx: Connection, ctx: StepContext) -> None:
     """Undo of `switch_owner`: the source owns the machine, with the size it had there."""
     row = migrations.get(tx, ctx.params.migration_id)
     instance = instances.get(tx, row.instance_uid)
-    held = claims.find(tx, migration_name(row.id))
+    held = claims.find(tx, claims.migration_consumer(row.id))
     if instance.host == row.source_host or held is None:
         return
-    claims.put(tx, migration_name(row.id), row.target_host, instance.size)
-    claims.put(tx, instance_name(instance.uid), row.source_host, held.size)
+    claims.put(tx, claims.migration_consumer(row.id), row.target_host, instance.size)
+    claims.put(tx, claims.instance_consumer(instance.uid), row.source_host, held.size)
     instances.update(
         tx,
         instance.uid,
@@ -623,7 +627,7 @@ def fall_back(tx: Connection, row: Migration, saga: SagaView) -> None:
     error = row.error
     if not failed:
         error = DroverError(Reason.CANCELLED, "The move was cancelled.").to_json()
-    claims.drop(tx, migration_name(row.id))
+    claims.drop(tx, claims.migration_consumer(row.id))
     migrations.update(tx, row.id, state=state, error=error)
     instance = instances.get(tx, row.instance_uid)
     settle(tx, row, row.previous_power_state or instance.power_state)

@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy import Connection
 
 from controlplane.domain.model import Migration
-from controlplane.domain.names import migration_name
 from controlplane.domain.states import MigrationState, PowerState, TaskState, VmState, vm_state_of
 from controlplane.saga.definition import Observer, Step
 from controlplane.saga.log import Event, EventKind, SagaState, SagaView, fold
@@ -131,6 +130,6 @@ def settle(tx: Connection, row: Migration, power: PowerState | None) -> None:
 
 def abandon(tx: Connection, row: Migration, event: Event) -> None:
     """An operator gave up: the claim goes, the machine needs a look."""
-    claims.drop(tx, migration_name(row.id))
+    claims.drop(tx, claims.migration_consumer(row.id))
     migrations.update(tx, row.id, state=MigrationState.ABANDONED, error=event.error)
     instances.update(tx, row.instance_uid, vm_state=VmState.ERROR, task_state=None, migration_id="")

@@ -27,7 +27,6 @@ from sqlalchemy import Connection
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from controlplane.domain.model import Migration
-from controlplane.domain.names import migration_name
 from controlplane.domain.states import MigrationState, TaskState
 from controlplane.saga.definition import Saga, Step, StepContext, StepKind, Wait
 from controlplane.saga.log import SagaView
@@ -164,7 +163,7 @@ PHASES = {step.name: Phase(MigrationState.REVERTING, TaskState.RESIZE_REVERTING)
 
 def be_reverted(tx: Connection, row: Migration, saga: SagaView) -> None:
     """The machine is back on its source and nothing of the move is held."""
-    claims.drop(tx, migration_name(row.id))
+    claims.drop(tx, claims.migration_consumer(row.id))
     migrations.update(tx, row.id, state=MigrationState.REVERTED, confirm_deadline=None, error=None)
     settle(tx, row, row.previous_power_state)
 

@@ -168,7 +168,13 @@ class SqlSagaStore:
         for lease in leases:
             row = tx.execute(
                 sa.update(sagas)
-                .where(sagas.c.id == lease.saga_id, sagas.c.generation == lease.generation)
+                .where(
+                    sagas.c.id == lease.saga_id,
+                    sagas.c.generation == lease.generation,
+                    # A release keeps the generation; without this a renewal that
+                    # overtakes it would hold the saga for nobody.
+                    sagas.c.owner != "",
+                )
                 .values(lease_until=now(tx) + lease_seconds)
                 .returning(sagas.c.cancel_requested)
             ).one_or_none()

@@ -305,3 +305,14 @@ async def test_other_versions_are_left_alone(database: Database) -> None:
     assert unclaimable == 1
     view = await database.run(lambda tx: sql_saga.get(tx, saga_id))
     assert view.state is SagaState.RUNNING
+
+
+async def test_a_released_saga_is_not_renewed(database: Database) -> None:
+    """A renewal that overtakes a release must not hold the saga for nobody."""
+    world = ToyWorld()
+    await database.run(world.begin)
+    store = sql_saga.SqlSagaStore()
+    lease = (await database.run(lambda tx: store.claim(tx, "one", [("toy", 1)], 60.0, 10)))[0]
+    await database.run(lambda tx: store.release(tx, lease, 0.0))
+    assert await database.run(lambda tx: store.renew(tx, [lease], 60.0)) == (set(), set())
+    assert len(await database.run(lambda tx: store.claim(tx, "two", [("toy", 1)], 1.0, 10))) == 1

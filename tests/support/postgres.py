@@ -10,6 +10,8 @@ import tempfile
 import uuid
 from pathlib import Path
 
+IN_MEMORY = "/dev/shm"  # a file system in memory, not a predictable name
+
 
 class Cluster:
     """A running cluster; `down` stops it and removes every trace.
@@ -23,7 +25,7 @@ class Cluster:
         if not binaries:
             raise RuntimeError("PostgreSQL is not installed: run `make setup`")
         self._bin = binaries[-1].parent
-        self._folder = Path(tempfile.mkdtemp(prefix="drover-pg-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="drover-pg-", dir=IN_MEMORY))
         owner = pwd.getpwnam("postgres")
         os.chown(self._folder, owner.pw_uid, owner.pw_gid)
         data = self._folder / "data"
@@ -35,10 +37,10 @@ class Cluster:
         log = self._folder / "log"
         self._as_postgres("pg_ctl", "-D", data, "-l", log, "-w", "-o", options, "start")
 
-    def create_database(self) -> str:
-        """The URL of a new, empty database."""
+    def create_database(self, template: str = "template1") -> str:
+        """The URL of a new database: empty, or a copy of another one."""
         name = f"test_{uuid.uuid4().hex[:12]}"
-        self._as_postgres("createdb", "-h", self._folder, name)
+        self._as_postgres("createdb", "-h", self._folder, "-T", template, "-S", "file_copy", name)
         return f"postgresql+psycopg://postgres@/{name}?host={self._folder}"
 
     def down(self) -> None:

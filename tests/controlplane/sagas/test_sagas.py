@@ -1,0 +1,171 @@
+"""The matrix over the real sagas, on both databases, over a model of hosts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from controlplane.common.errors import DroverError
+from controlplane.common.reasons import Reason
+from controlplane.domain.states import MigrationState
+from controlplane.saga.definition import Saga
+from controlplane.saga.log import SagaState
+from controlplane.sagas import ALL, MOVE
+from controlplane.store import claims, instances, migrations
+from controlplane.store.engine import Database
+from tests.controlplane.sagas.model import ModelHost
+from tests.controlplane.sagas.worlds import ConfirmWorld, MoveWorld, RevertWorld
+from tests.engine import matrix
+from tests.engine.harness import conduct
+
+WORLDS = {"move": MoveWorld, "confirm": ConfirmWorld, "revert": RevertWorld}
+EVERY = [(saga.kind, step.name) for saga in ALL for step in saga.steps]
+UNDOABLE = [(saga.kind, step) for saga in ALL for step in matrix.before_pivot(saga)]
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["running", "stopped"])
+@pytest.mark.parametrize("kind", WORLDS)
+async def test_succeeds(database: Database, kind: str, running: bool) -> None:
+    await matrix.succeeds(database, WORLDS[kind](running=running))
+
+
+@pytest.mark.parametrize("kind", WORLDS)
+async def test_succeeds_with_every_action_repeated(database: Database, kind: str) -> None:
+    await matrix.succeeds_with_every_action_repeated(database, WORLDS[kind]())
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("kind", "step"), UNDOABLE)
+async def test_unwinds(database: Database, kind: str, step: str, late: bool) -> None:
+    await matrix.unwinds(database, WORLDS[kind](), step, late=late)
+
+
+@pytest.mark.parametrize(("kind", "step"), UNDOABLE)
+async def test_unwinds_with_every_undo_repeated(database: Database, kind: str, step: str) -> None:
+    await matrix.unwinds_with_every_undo_repeated(database, WORLDS[kind](), step)
+
+
+@pytest.mark.parametrize("step", [step.name for step in MOVE.steps])
+async def test_a_move_is_cancelled_at_every_step(database: Database, step: str) -> None:
+    await matrix.cancels(database, MoveWorld(), step)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [(saga.kind, lost) for saga in ALL for lost in range(1, 2 * len(saga.steps) + 2)],
+)
+async def test_resumes_from_a_shortened_log(database: Database, kind: str, lost: int) -> None:
+    await matrix.resumes_from_a_shortened_log(database, WORLDS[kind](), lost)
+
+
+async def test_a_stopped_machine_stays_stopped_when_a_move_fails(database: Database) -> None:
+    await matrix.unwinds(database, MoveWorld(running=False), "build", late=True)
+
+
+async def test_a_guest_that_does_not_start_on_the_target_runs_on_the_source(
+    database: Database,
+) -> None:
+    world = MoveWorld()
+    world.fleet.start_fails = True
+    view = await conduct(database, world)
+    assert view.state is SagaState.UNDONE
+    await database.run(world.check_undone)
+    row = await database.run(world.row)
+    assert row.state is MigrationState.FAILED
+    assert row.error is not None
+    assert row.error["reason"] == "START_FAILED"
+
+
+async def test_a_target_that_refuses_hands_over_to_the_next(database: Database) -> None:
+    world = MoveWorld()
+    world.fleet.hosts["b"].refusal = DroverError(Reason.TARGET_LACKS_SPACE, "Full.")
+    view = await conduct(database, world)
+    assert view.state is SagaState.DONE
+    await database.run(lambda tx: world.check_rests_on_target(tx, "c"))
+    row = await database.run(world.row)
+    assert row.placement.chosen_host == "hosts/c"
+    refused = next(v for v in row.placement.verdicts if v.host == "hosts/b")
+    assert (refused.fits, refused.reason) == (False, "TARGET_LACKS_SPACE")
+
+
+async def test_when_every_target_refuses_the_guest_was_never_stopped(
+    database: Database,
+) -> None:
+    world = MoveWorld()
+    for name in ("b", "c"):
+        world.fleet.hosts[name].refusal = DroverError(Reason.TARGET_LACKS_SPACE, "Full.")
+    view = await conduct(database, world)
+    assert view.state is SagaState.UNDONE
+    await database.run(world.check_undone)
+    assert ("a", "EnsureStopped") not in world.fleet.calls
+
+
+async def test_a_target_that_is_gone_does_not_hold_the_guest_up(database: Database) -> None:
+    """It dies after the copy; the operator says so; the guest comes back on the source."""
+    world = MoveWorld()
+    world.fleet.start_fails = True
+    original = world.fleet._EnsureStarted
+
+    def die(host: ModelHost, request: Any) -> Any:
+        world.fleet.hosts["b"].gone = True
+        world.fleet.hosts["b"].defined = False
+        return original(host, request)
+
+    world.fleet._EnsureStarted = die  # type: ignore[method-assign]
+    view = await conduct(database, world)
+    assert view.state is SagaState.UNDONE
+    assert world.fleet.runs_on == ["a"]
+
+
+async def test_the_order_that_keeps_the_only_copy(database: Database) -> None:
+    """I1 and I2 as an order of calls: nothing is deleted before the other side has it."""
+    revert = RevertWorld()
+    await conduct(database, revert)
+    order = [name for _, name in revert.fleet.calls]
+    assert order.index("EnsureUndefined") < order.index("EnsureUnparked")
+    assert order.index("RestorePower") < order.index("EnsureAbsent")
+    confirm = ConfirmWorld()
+    await conduct(database, confirm)
+    order = [name for _, name in confirm.fleet.calls]
+    assert order.index("GetDomain") < order.index("DiscardParked")
+
+
+async def test_history_tells_the_whole_story(database: Database) -> None:
+    world = MoveWorld()
+    await conduct(database, world)
+    events = await database.run(lambda tx: migrations.events(tx, world.migration_id))
+    told = [(e.step, e.kind) for e in events if e.step]
+    assert told == [(step.name, kind) for step in MOVE.steps for kind in ("STARTED", "SUCCEEDED")]
+    row = await database.run(world.row)
+    assert row.stop_time is not None
+    assert row.running_time is not None
+    assert row.running_time >= row.stop_time
+    assert [r.volume_id for r in row.receipts] == ["vda", "baggage"]
+
+
+@pytest.mark.parametrize("saga", ALL, ids=lambda saga: saga.kind)
+def test_every_step_is_described(saga: Saga) -> None:
+    for step in saga.steps:
+        assert step.doc.endswith(".")
+        if step.undo is None:
+            assert "No undo" in step.doc
+        else:
+            assert step.doc.startswith("Undone")
+
+
+async def test_a_move_keeps_room_on_both_hosts_until_it_ends(database: Database) -> None:
+    world = MoveWorld()
+    await conduct(database, world)
+
+    def held(tx: Connection) -> tuple[str, str]:
+        own = claims.find(tx, claims.instance_consumer(world.domain.uuid))
+        other = claims.find(tx, claims.migration_consumer(world.migration_id))
+        assert own is not None
+        assert other is not None
+        return own.host, other.host
+
+    assert await database.run(held) == ("b", "a")
+    instance = await database.run(lambda tx: instances.get(tx, world.domain.uuid))
+    assert instance.migration_id == world.migration_id
