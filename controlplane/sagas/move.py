@@ -158,7 +158,14 @@ async def prepare_target(ctx: StepContext) -> Prepared | Wait:
         if refusal.reason is Reason.STALE_GENERATION:
             raise
         return await go_to_next_host(move, refusal)
+    await ctx.transaction(lambda tx: leave_disk_to_the_host(tx, move.row))
     return Prepared(data_identity=prepared.data_identity)
+
+
+def leave_disk_to_the_host(tx: Connection, row: Migration) -> None:
+    """Claim no disk any more: the target has reserved it and reports that much less."""
+    size = size_after(instances.get(tx, row.instance_uid), row)
+    claims.put(tx, claims.migration_consumer(row.id), row.target_host, size)
 
 
 async def go_to_next_host(move: Move, refusal: DroverError) -> Wait:

@@ -1,0 +1,1 @@
+"""What is kept: tables and plain functions over a connection; SQLite or PostgreSQL."""
