@@ -42,7 +42,7 @@ from hostd.libvirt.capture import (
     rewrite,
     undefine,
 )
-from hostd.libvirt.definition import Definition, parse_definition
+from hostd.libvirt.definition import Definition, default_nvram_path, parse_definition
 from hostd.libvirt.domains import describe, find, try_find
 from hostd.libvirt.errors import translated
 from hostd.libvirt.transform import transform_domain, transform_snapshot
@@ -51,7 +51,6 @@ from hostd.v1 import domain_pb2, preflight_pb2
 
 log = structlog.stdlib.get_logger(__name__)
 
-NVRAM_DIRECTORY = Path("/var/lib/libvirt/qemu/nvram")
 _RECORD = "built.json"
 
 
@@ -223,7 +222,8 @@ def _define_from_baggage(
         )
     refuse_taken_name(conn, definition.name, order.domain_uuid)
     # The other host names files; the places are decided here.
-    nvram = str(NVRAM_DIRECTORY / f"{order.domain_uuid}_VARS.fd") if definition.nvram else ""
+    suffix = ".qcow2" if definition.nvram.endswith(".qcow2") else ".fd"
+    nvram = default_nvram_path(definition.name, suffix) if definition.nvram else ""
     tpm = str(TPM_DIRECTORY / order.domain_uuid) if definition.has_tpm else ""
     if record is None:
         _refuse_existing(nvram, tpm)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from lxml import etree
 
@@ -25,7 +26,7 @@ _UNITS = {
     "tb": 10**12, "t": 2**40, "tib": 2**40,
 }  # fmt: skip
 _MIB = 2**20
-_MEDIUM_DEVICES = ("cdrom", "floppy")
+NVRAM_DIRECTORY = Path("/var/lib/libvirt/qemu/nvram")
 # Devices that are a piece of the host, or need a helper that only the host has.
 _HOST_DEVICES = {
     "hostdev": "passes a device of the host through",
@@ -139,7 +140,6 @@ def parse_definition(xml: str) -> Definition:
     root = parse(xml, "domain")
     type_ = root.find("os/type")
     cpu = root.find("cpu")
-    nvram = root.find("os/nvram")
     return Definition(
         uuid=text_of(root.find("uuid")).lower(),
         name=text_of(root.find("name")),
@@ -152,7 +152,7 @@ def parse_definition(xml: str) -> Definition:
         cpu_mode=attribute(cpu, "mode") or ("custom" if cpu is not None and len(cpu) else ""),
         cpu_xml="" if cpu is None else to_text(cpu),
         firmware=_firmware(root),
-        nvram=text_of(nvram) or attribute(root.find("os/nvram/source"), "file"),
+        nvram=_nvram(root),
         has_tpm=any(True for _ in root.iterfind("devices/tpm/backend[@type='emulator']")),
         disks=tuple(_disks(root)),
         interfaces=tuple(_interfaces(root)),
@@ -220,6 +220,20 @@ def _firmware(root: etree._Element) -> str:
         for feature in root.iterfind("os/firmware/feature")
     )
     return "efi-secure" if secure else "efi"
+
+
+def default_nvram_path(name: str, suffix: str = ".fd") -> str:
+    """Where libvirt keeps the NVRAM of a domain unless the definition says otherwise."""
+    return str(NVRAM_DIRECTORY / f"{name}_VARS{suffix}")
+
+
+def _nvram(root: etree._Element) -> str:
+    given = text_of(root.find("os/nvram")) or attribute(root.find("os/nvram/source"), "file")
+    if given or attribute(root.find("os"), "firmware") != "efi":
+        return given
+    # Left to libvirt, which (up to 9.1) chooses anew at each start and writes it nowhere.
+    stateless = attribute(root.find("os/loader"), "stateless") == "yes"
+    return "" if stateless else default_nvram_path(text_of(root.find("name")))
 
 
 def _obstacles(root: etree._Element) -> Iterator[Obstacle]:
