@@ -70,7 +70,7 @@ def _tell(lab: Lab) -> None:
 
     _say("Move it; the scheduler chooses, and says why")
     first = _migrate(lab, source)
-    target = lab.hosts[_host_of(first["target_host"])]
+    target = lab.hosts[_host_of(first["targetHost"])]
     _expect_boot(target, 2)
     _quote(target)
 
@@ -133,9 +133,9 @@ def _quote(host: Host, since: str = "") -> None:
 
 def _cost(move: dict[str, Any]) -> str:
     downtime = float(str(move.get("downtime", "0s")).rstrip("s"))
-    rate = int(move.get("throughput_bytes_per_second", 0)) / 1e6
-    size = sum(int(r["size_bytes"]) for r in move["receipts"]) / 1e6
-    wire = sum(int(r.get("wire_bytes", 0)) for r in move["receipts"]) / 1e6
+    rate = int(move.get("throughputBytesPerSecond", 0)) / 1e6
+    size = sum(int(r["sizeBytes"]) for r in move["receipts"]) / 1e6
+    wire = sum(int(r.get("wireBytes", 0)) for r in move["receipts"]) / 1e6
     return (
         f"downtime {downtime:.1f} s, {size:.0f} MB of disk in {wire:.0f} MB on the wire, "
         f"{rate:.0f} MB/s"

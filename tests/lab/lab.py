@@ -112,7 +112,7 @@ class Lab:
         """`drover host add` here, `drover-hostd join` there, and the daemon started."""
         host = self.hosts[name]
         config = host.path("/etc/drover/hostd.toml")
-        token = json.loads(self.drover("host", "add", name, "-o", "json"))["join_token"]
+        token = json.loads(self.drover("host", "add", name, "-o", "json"))["joinToken"]
         run(
             *host.enter(
                 str(BIN / "drover-hostd"), "--config", str(config), "join", token,
