@@ -8,26 +8,50 @@ restart. Everything blocks; everything raises DroverError.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
 
 import libvirt
 
+from hostd import inventory, preflight, preflight_facts
 from hostd.config import HostdConfig
-from hostd.libvirt import power
+from hostd.disks import parking
+from hostd.disks.roots import StorageRoots
+from hostd.inventory import HostSettings
+from hostd.libvirt import build, domains, power
 from hostd.libvirt.conn import LibvirtConnection
-from hostd.v1 import domain_pb2
+from hostd.libvirt.sharing import find_sharers
+from hostd.v1 import domain_pb2, host_pb2, host_service_pb2, preflight_pb2
 
 
 class Hypervisor:
     """This host.
 
     Args:
-        config: libvirt's URI and the storage roots.
+        config: libvirt's URI, the storage roots and the state directory.
+
+    Attributes:
+        roots: The storage roots.
     """
 
     def __init__(self, config: HostdConfig) -> None:
         self._connection = LibvirtConnection(config.libvirt.uri)
+        self._state_dir = config.state.directory
+        self._settings = HostSettings(
+            name=config.host,
+            hostd_version=metadata.version("drover"),
+            data_address=config.listen.data_address,
+            reserved_memory_mib=config.limits.reserved_memory_mib,
+        )
+        self._last_facts: host_pb2.HostFacts | None = None
+        self.roots = StorageRoots(config.storage.roots, config.storage.allowed_formats)
+
+    @property
+    def connected(self) -> bool:
+        """True while libvirt can be talked to."""
+        return self._connection.connected
 
     def close(self) -> None:
         """Let go of libvirt."""
@@ -36,7 +60,67 @@ class Hypervisor:
     @contextmanager
     def _domain(self, domain_uuid: str) -> Iterator[libvirt.virDomain]:
         with self._connection.get(f"domains/{domain_uuid}") as connection:
-            yield connection.lookupByUUIDString(domain_uuid)
+            yield domains.find(connection, domain_uuid)
+
+    # --- looking
+
+    def inventory(self, reserved_bytes: Mapping[str, int]) -> host_pb2.Inventory:
+        """Facts, domains and parked machines.
+
+        While libvirt is away its last known facts are given, and no domains.
+        """
+        found = inventory.collect(
+            self._connection,
+            self.roots,
+            self._settings,
+            self._state_dir,
+            reserved_bytes=reserved_bytes,
+            previous=self._last_facts,
+        )
+        if found.facts.libvirt_connected:
+            self._last_facts = found.facts
+        return found
+
+    def describe(self, domain_uuid: str) -> domain_pb2.Domain:
+        """The machine, afresh from libvirt and its disks."""
+        with self._domain(domain_uuid) as dom:
+            return domains.describe(dom, self.roots)
+
+    def check_source(self, domain_uuid: str) -> preflight_pb2.PreflightReport:
+        """Could the machine leave now."""
+        with self._connection.get(f"domains/{domain_uuid}") as connection:
+            return preflight_facts.check_source_now(connection, domain_uuid, self.roots)
+
+    def check_target(
+        self,
+        machine: preflight_pb2.IncomingMachine,
+        reserved_bytes: Mapping[str, int],
+        own_files: Collection[Path] = (),
+    ) -> preflight_pb2.PreflightReport:
+        """Could the machine live here now.
+
+        Args:
+            machine: The machine.
+            reserved_bytes: Root name -> bytes that other moves have reserved.
+            own_files: Files that its own move has created here.
+        """
+        facts = preflight_facts.gather_target(
+            self._connection,
+            self.roots,
+            self._settings,
+            machine,
+            reserved_bytes=reserved_bytes,
+            own_files=own_files,
+            # This process holds the port for as long as it serves.
+            data_port_open=True,
+        )
+        return preflight.check_target(machine, facts)
+
+    def in_use_by_others(self, domain_uuid: str, paths: Sequence[Path]) -> set[Path]:
+        """Those of the files that a domain other than this one needs."""
+        with self._connection.get(f"domains/{domain_uuid}") as connection:
+            sharers = find_sharers(connection, domain_uuid, paths, self.roots)
+        return {sharer.path for sharer in sharers}
 
     # --- power
 
@@ -69,3 +153,49 @@ class Hypervisor:
         """Give the guest the host's time; True when its agent took it."""
         with self._domain(domain_uuid) as dom:
             return power.sync_time(dom)
+
+    # --- setting aside
+
+    def park(self, migration_id: str, domain_uuid: str) -> host_service_pb2.EnsureParkedResponse:
+        """Undefine a machine that is off and move its files aside."""
+        with self._connection.get(f"domains/{domain_uuid}") as connection:
+            parked = parking.park(
+                connection, domain_uuid, migration_id, self.roots, self._state_dir
+            )
+        return host_service_pb2.EnsureParkedResponse(
+            volumes=parked.volumes, manifest_path=str(parked.manifest_path)
+        )
+
+    def unpark(self, migration_id: str, domain_uuid: str) -> None:
+        """Put a machine back; nothing when it is not set aside."""
+        with self._connection.get(f"domains/{domain_uuid}") as connection:
+            parking.unpark(connection, migration_id, self.roots, self._state_dir)
+
+    def discard_parked(self, migration_id: str) -> int:
+        """Delete a machine that is set aside; returns the allocated bytes freed."""
+        return parking.discard(migration_id, self.roots, self._state_dir)
+
+    def find_parked(self) -> list[host_pb2.ParkedMachine]:
+        """Every machine that is set aside here."""
+        return parking.find_parked(self.roots, self._state_dir)
+
+    # --- building
+
+    def build(self, order: build.BuildOrder) -> domain_pb2.Domain:
+        """Define a machine from what arrived; nothing when that is done."""
+        with self._connection.get(f"domains/{order.domain_uuid}") as connection:
+            return build.build_domain(connection, order, self.roots, self._state_dir)
+
+    def undefine_built(self, migration_id: str, domain_uuid: str) -> None:
+        """Take away the definition that the move made here; disks and state are kept."""
+        with self._connection.get(f"domains/{domain_uuid}") as connection:
+            build.undefine_built(connection, domain_uuid, migration_id, self._state_dir)
+
+    def remove_built(self, migration_id: str, domain_uuid: str) -> None:
+        """Remove all but the disks of what the move made here."""
+        with self._connection.get(f"domains/{domain_uuid}") as connection:
+            build.remove_built(connection, domain_uuid, migration_id, self._state_dir)
+
+    def forget_built(self, migration_id: str) -> None:
+        """Drop what was noted of a build; the machine stays."""
+        build.forget_built(migration_id, self._state_dir)

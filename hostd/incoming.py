@@ -8,8 +8,9 @@ root and relative name; only this host turns those into paths.
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
 import structlog
@@ -19,14 +20,19 @@ from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from diskmover import IncomingVolume, MoverError
 from hostd.config import HostdConfig
+from hostd.preflight import placements
 from hostd.records import CreatedFile, Records, TargetPhase, TargetRecord
 from hostd.transfer import mover_error
 from hostd.v1 import domain_pb2, preflight_pb2
 
 log = structlog.stdlib.get_logger(__name__)
 
+BACKING = domain_pb2.VOLUME_KIND_BACKING
 BAGGAGE = domain_pb2.VOLUME_KIND_BAGGAGE
 BAGGAGE_FILE = "baggage.tar.zst"
+# Other machines may share a backing file and run under another user.
+_BACKING_MODE = 0o644
+_DISK_MODE = 0o600
 
 
 class IncomingFiles:
@@ -44,20 +50,49 @@ class IncomingFiles:
 
     # --- room
 
-    def room(
-        self,
-        machine: preflight_pb2.IncomingMachine,
-        placements: Mapping[str, tuple[str, str]],
-        preallocate: bool,
-    ) -> dict[str, int]:
+    def room(self, machine: preflight_pb2.IncomingMachine, *, preallocate: bool) -> dict[str, int]:
         """Bytes that the volumes will take, by root name."""
+        root_of = {place.volume_id: place.root for place in placements(machine)}
         total: dict[str, int] = {}
         for volume in machine.domain.volumes:
-            if volume.volume_id in placements:
-                root = placements[volume.volume_id][0]
-                size_bytes = volume.size_bytes if preallocate else volume.allocated_bytes
-                total[root] = total.get(root, 0) + size_bytes
+            size_bytes = volume.size_bytes if preallocate else volume.allocated_bytes
+            root = root_of[volume.volume_id]
+            total[root] = total.get(root, 0) + size_bytes
         return total
+
+    def place_beside(
+        self, machine: preflight_pb2.IncomingMachine, tag: str
+    ) -> preflight_pb2.IncomingMachine:
+        """Give backing files whose place is taken a place beside it.
+
+        Hosts often have the same base images. Whether a file of the same name is the
+        same file is known once its twin has arrived and has a digest: then one of the
+        two goes (`drop_duplicates`).
+
+        Args:
+            machine: The machine.
+            tag: Makes the place a move's own.
+        """
+        placed = preflight_pb2.IncomingMachine()
+        placed.CopyFrom(machine)
+        places = placements(machine)
+        del placed.volume_mappings[:]
+        kinds = {volume.volume_id: volume.kind for volume in machine.domain.volumes}
+        taken: set[tuple[str, str]] = set()
+        for place in places:
+            beside = preflight_pb2.VolumeMapping()
+            beside.CopyFrom(place)
+            if kinds.get(place.volume_id) == BACKING and (
+                (place.root, place.name) in taken or self._exists(place)
+            ):
+                beside.name = f"{place.name}.drover-{tag[:8]}-{place.volume_id}"
+            taken.add((beside.root, beside.name))
+            placed.volume_mappings.append(beside)
+        return placed
+
+    def _exists(self, place: preflight_pb2.VolumeMapping) -> bool:
+        root = self._roots.get(place.root)
+        return root is not None and os.path.lexists(root / place.name)
 
     def reserved_bytes(self, *, but: str = "") -> dict[str, int]:
         """Bytes that moves have reserved and not yet filled, by root name.
@@ -101,6 +136,7 @@ class IncomingFiles:
             root=file.root,
             name=file.name,
             size_bytes=volume.size_bytes,
+            mode=_BACKING_MODE if volume.kind == BACKING else _DISK_MODE,
         )
 
     def allocate(self, record: TargetRecord, volume: domain_pb2.Volume) -> None:
@@ -167,8 +203,52 @@ class IncomingFiles:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
-    def remove(self, record: TargetRecord) -> None:
+    def baggage(self, record: TargetRecord) -> Path:
+        """The baggage of a move, once it has arrived."""
+        return self.private(record.migration_id) / BAGGAGE_FILE
+
+    def volume_paths(self, record: TargetRecord) -> dict[str, Path]:
+        """Where the machine's volumes are on this host, by volume id."""
+        arrived = self._records.created_files(record.migration_id)
+        paths: dict[str, Path] = {}
+        for volume in record.machine.domain.volumes:
+            if volume.volume_id in arrived:
+                paths[volume.volume_id] = arrived[volume.volume_id].path
+            elif volume.volume_id in record.placements:
+                # A backing file whose twin was here already.
+                root, name = record.placements[volume.volume_id]
+                paths[volume.volume_id] = self._roots[root] / _twin(name, volume.volume_id)
+        return paths
+
+    def drop_duplicates(self, record: TargetRecord, digests: Mapping[str, str]) -> None:
+        """Remove backing files that arrived beside an identical one.
+
+        Args:
+            record: The move.
+            digests: volume_id -> digest of what arrived.
+
+        Raises:
+            DroverError: A file cannot be read or removed.
+        """
+        for file in self._records.created_files(record.migration_id).values():
+            twin = file.root / _twin(file.name, file.volume_id)
+            if twin == file.path or not twin.is_file():
+                continue
+            try:
+                if diskmover.digest(twin).digest != digests[file.volume_id]:
+                    continue
+                diskmover.discard_published(file.root, file.name, record.migration_id)
+            except MoverError as error:
+                raise mover_error(error, f"migrations/{record.migration_id}") from error
+            self._records.drop_created_file(record.migration_id, file.volume_id)
+            log.info("an identical backing file was here already", path=str(twin))
+
+    def remove(self, record: TargetRecord, *, keep: Collection[Path] = ()) -> None:
         """Remove what the move created here, and nothing else.
+
+        Args:
+            record: The move.
+            keep: Published files to leave where they are.
 
         Raises:
             DroverError: A file cannot be removed.
@@ -177,7 +257,8 @@ class IncomingFiles:
             if not file.root.exists():
                 continue
             try:
-                diskmover.discard_published(file.root, file.name, record.migration_id)
+                if file.path not in keep:
+                    diskmover.discard_published(file.root, file.name, record.migration_id)
                 diskmover.discard(file.root, file.name, record.migration_id)
             except MoverError as error:
                 raise mover_error(error, f"migrations/{record.migration_id}") from error
@@ -195,6 +276,17 @@ class IncomingFiles:
             except MoverError as error:
                 raise mover_error(error, f"migrations/{record.migration_id}") from error
         shutil.rmtree(self._private / record.migration_id, ignore_errors=True)
+
+
+def present_path(file: CreatedFile) -> Path:
+    """Where a file that arrived is: its own place, or its twin's if it was dropped."""
+    twin = file.root / _twin(file.name, file.volume_id)
+    return file.path if file.path.exists() or not twin.exists() else twin
+
+
+def _twin(name: str, volume_id: str) -> str:
+    """The name beside which `place_beside` put a file; the name itself if it did not."""
+    return re.sub(rf"\.drover-[0-9a-f]{{8}}-{re.escape(volume_id)}$", "", name)
 
 
 def _bad_field(field: str, what: str) -> DroverError:

@@ -309,6 +309,14 @@ class Records:
             for row in rows
         }
 
+    def drop_created_file(self, migration_id: str, volume_id: str) -> None:
+        """Forget a file that is gone again."""
+        with self._state.transaction() as tx:
+            tx.execute(
+                "DELETE FROM created_file WHERE migration_id=? AND volume_id=?",
+                (migration_id, volume_id),
+            )
+
     # --- stops
 
     def stop(self, migration_id: str) -> StopRecord | None:

@@ -65,7 +65,7 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
     ) -> host_pb2.Inventory:
         """Everything on this host."""
         return await self.workers.read(
-            lambda: take_inventory(self.config, self.hypervisor, self.records)
+            lambda: take_inventory(self.hypervisor, self.records, self.target.files)
         )
 
     async def GetDomain(

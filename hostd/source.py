@@ -119,7 +119,7 @@ class SourceSteps:
             )
         if record is not None:
             self._records.put_source(replace(record, phase=SourcePhase.DISCARDING))
-        freed_bytes = self._hypervisor.discard_parked(fence.migration_id, fence.domain_uuid)
+        freed_bytes = self._hypervisor.discard_parked(fence.migration_id)
         if record is not None:
             self._records.put_source(replace(record, phase=SourcePhase.DISCARDED))
         log.info("parked copy deleted", freed_bytes=freed_bytes)

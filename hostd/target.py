@@ -12,14 +12,16 @@ from pathlib import Path
 import structlog
 
 import diskmover
-from controlplane.common.errors import DroverError, Violation
+from controlplane.common.errors import DroverError
 from controlplane.common.identity import Identity, Role
 from controlplane.common.reasons import Reason
 from diskmover import IncomingVolume, MoverError
 from hostd.config import HostdConfig
 from hostd.hypervisor import Hypervisor
-from hostd.incoming import IncomingFiles
-from hostd.records import Records, SourcePhase, TargetPhase, TargetRecord
+from hostd.incoming import IncomingFiles, present_path
+from hostd.libvirt.build import BuildOrder
+from hostd.preflight import placements, refuse_failures
+from hostd.records import CreatedFile, Records, SourcePhase, TargetPhase, TargetRecord
 from hostd.transfer import DataPort, mover_error
 from hostd.v1 import domain_pb2, fence_pb2, host_service_pb2, preflight_pb2
 
@@ -27,7 +29,6 @@ log = structlog.stdlib.get_logger(__name__)
 
 RUNNING = domain_pb2.POWER_STATE_RUNNING
 SHUTOFF = domain_pb2.POWER_STATE_SHUTOFF
-FAIL = preflight_pb2.PreflightCheck.OUTCOME_FAIL
 
 
 class TargetSteps:
@@ -38,6 +39,9 @@ class TargetSteps:
         hypervisor: libvirt and the storage roots.
         records: What was done so far.
         data_port: Where volumes arrive.
+
+    Attributes:
+        files: The files that come to this host.
     """
 
     def __init__(
@@ -51,14 +55,15 @@ class TargetSteps:
         self._hypervisor = hypervisor
         self._records = records
         self._data_port = data_port
-        self._files = IncomingFiles(config, records)
+        self.files = IncomingFiles(config, records)
 
     # --- before anything arrives
 
     def check(self, machine: preflight_pb2.IncomingMachine) -> preflight_pb2.PreflightReport:
         """Would the machine run here; nothing is changed."""
         _check_machine(machine)
-        return self._hypervisor.check_target(machine, self._files.reserved_bytes()).report
+        placed = self.files.place_beside(machine, "check")
+        return self._hypervisor.check_target(placed, self.files.reserved_bytes())
 
     def prepare(
         self, request: host_service_pb2.PrepareTargetRequest
@@ -84,24 +89,34 @@ class TargetSteps:
                 raise _wrong_phase(record, "prepared")
             return self._prepared(record, preflight_pb2.PreflightReport())
         self._refuse_parked_here(fence)
-        reserved = self._files.reserved_bytes(but=fence.migration_id)
-        found = self._hypervisor.check_target(request.machine, reserved)
-        failed = [check for check in found.report.checks if check.outcome == FAIL]
-        if failed:
-            self._remove(record)
-            raise _refusal(failed, fence, self._config.host)
+        machine = self.files.place_beside(request.machine, fence.migration_id)
+        report = self._check_again(machine, fence.migration_id)
+        try:
+            refuse_failures(report, f"hosts/{self._config.host}")
+        except DroverError as error:
+            # What is away comes back; anything else is a refusal that leaves nothing.
+            if error.reason is not Reason.LIBVIRT_UNAVAILABLE:
+                self._remove(record)
+            raise
         record = TargetRecord(
             fence.migration_id,
             fence.domain_uuid,
             TargetPhase.PREPARED,
-            machine=request.machine,
-            placements=dict(found.placements),
-            reservations=self._files.room(request.machine, found.placements, request.preallocate),
+            machine=machine,
+            placements={v.volume_id: (v.root, v.name) for v in placements(machine)},
+            reservations=self.files.room(machine, preallocate=request.preallocate),
         )
         self._records.put_target(record)
         if request.preallocate:
             self._preallocate(record)
-        return self._prepared(record, found.report)
+        return self._prepared(record, report)
+
+    def _check_again(
+        self, machine: preflight_pb2.IncomingMachine, migration_id: str
+    ) -> preflight_pb2.PreflightReport:
+        own = [file.path for file in self._records.created_files(migration_id).values()]
+        reserved = self.files.reserved_bytes(but=migration_id)
+        return self._hypervisor.check_target(machine, reserved, own)
 
     def _prepared(
         self, record: TargetRecord, report: preflight_pb2.PreflightReport
@@ -120,7 +135,7 @@ class TargetSteps:
         try:
             for volume in record.machine.domain.volumes:
                 if volume.volume_id in record.placements:
-                    self._files.allocate(record, volume)
+                    self.files.allocate(record, volume)
         except MoverError as error:
             self._remove(record)
             raise mover_error(error, f"migrations/{record.migration_id}") from error
@@ -154,7 +169,7 @@ class TargetSteps:
             raise DroverError(Reason.INVALID_FIELD, "volumes is empty.", subject="volumes")
         incoming: list[IncomingVolume] = []
         for volume in request.volumes:
-            incoming.append(self._files.announce(record, volume))
+            incoming.append(self.files.announce(record, volume))
         self._data_port.open(
             fence.migration_id, request.session_key, request.sender_identity, incoming
         )
@@ -176,22 +191,33 @@ class TargetSteps:
         if record.phase is TargetPhase.BUILT:
             return self._hypervisor.describe(fence.domain_uuid)
         if record.phase is TargetPhase.PREPARED:
-            self._verify(record, request)
+            digests = self._verify(record, request)
             self._data_port.close_session(fence.migration_id)
+            self.files.drop_duplicates(record, digests)
         # From here on the files may change: a build that is cut off is repeated
         # without comparing them with what was sent.
         if record.phase is not TargetPhase.UNDEFINED:
             record = self._records.set_target_phase(record, TargetPhase.BUILDING)
-        size = request.size if request.HasField("size") else None
-        self._hypervisor.build(record, size, self._files)
+        domain = self._hypervisor.build(
+            BuildOrder(
+                migration_id=fence.migration_id,
+                domain_uuid=fence.domain_uuid,
+                baggage=self.files.baggage(record),
+                volumes=record.machine.domain.volumes,
+                volume_paths=self.files.volume_paths(record),
+                size=request.size if request.HasField("size") else None,
+            )
+        )
         self._records.put_target(
             replace(record, phase=TargetPhase.BUILT, was_built=True, reservations={})
         )
-        domain = self._hypervisor.describe(fence.domain_uuid)
         log.info("built", name=domain.name, vcpus=domain.vcpus, memory_mib=domain.memory_mib)
         return domain
 
-    def _verify(self, record: TargetRecord, request: host_service_pb2.EnsureBuiltRequest) -> None:
+    def _verify(
+        self, record: TargetRecord, request: host_service_pb2.EnsureBuiltRequest
+    ) -> dict[str, str]:
+        """Compare what is here with what was sent; the digests, by volume id."""
         expected = {digest.volume_id: digest.digest for digest in request.digests}
         arrived = self._records.created_files(record.migration_id)
         missing = set(arrived) - set(expected)
@@ -204,7 +230,7 @@ class TargetSteps:
         receipts = self._data_port.receipts(record.migration_id)
         for volume_id, file in arrived.items():
             receipt = receipts.get(volume_id)
-            found = receipt.digest if receipt else self._digest(record, file.path, volume_id)
+            found = receipt.digest if receipt else self._digest(record, file)
             if found != expected[volume_id]:
                 raise DroverError(
                     Reason.DIGEST_MISMATCH,
@@ -217,12 +243,13 @@ class TargetSteps:
                         "expected": expected[volume_id],
                     },
                 )
+        return expected
 
-    def _digest(self, record: TargetRecord, path: Path, volume_id: str) -> str:
+    def _digest(self, record: TargetRecord, file: CreatedFile) -> str:
         # The receiver's memory of the session went with an earlier hostd.
-        log.info("computing a digest again", volume_id=volume_id)
+        log.info("computing a digest again", volume_id=file.volume_id)
         try:
-            return diskmover.digest(path).digest
+            return diskmover.digest(present_path(file)).digest
         except MoverError as error:
             raise mover_error(error, f"migrations/{record.migration_id}") from error
 
@@ -239,7 +266,7 @@ class TargetSteps:
         if record.phase is TargetPhase.BUILT:
             # Before the effect: from here on it may not be started.
             record = self._records.set_target_phase(record, TargetPhase.UNDEFINED)
-        self._hypervisor.undefine(record)
+        self._hypervisor.undefine_built(fence.migration_id, fence.domain_uuid)
         log.info("undefined")
 
     def ensure_started(self, fence: fence_pb2.Fence) -> host_service_pb2.EnsureStartedResponse:
@@ -304,11 +331,23 @@ class TargetSteps:
             record = self._records.set_target_phase(record, TargetPhase.REMOVING)
         self._data_port.close_session(record.migration_id)
         if may_be_defined:
-            self._hypervisor.undefine(record, for_good=True)
-        self._files.remove(record)
+            self._hypervisor.remove_built(record.migration_id, record.domain_uuid)
+        self.files.remove(record, keep=self._backing_files_in_use(record))
         self._records.drop_stop(record.migration_id)
         self._records.drop_target(record.migration_id)
         log.info("removed everything of the move")
+
+    def _backing_files_in_use(self, record: TargetRecord) -> set[Path]:
+        """Backing files that this move brought and another machine here needs by now."""
+        arrived = self._records.created_files(record.migration_id)
+        backing = [
+            arrived[volume.volume_id].path
+            for volume in record.machine.domain.volumes
+            if volume.kind == domain_pb2.VOLUME_KIND_BACKING and volume.volume_id in arrived
+        ]
+        if not backing:
+            return set()
+        return self._hypervisor.in_use_by_others(record.domain_uuid, backing)
 
     def forget(self, migration_id: str) -> None:
         """Drop the small things of a move that ended with the machine living here.
@@ -322,7 +361,8 @@ class TargetSteps:
         if record.phase is not TargetPhase.BUILT:
             raise _wrong_phase(record, "forgotten")
         self._data_port.close_session(migration_id)
-        self._files.keep(record)
+        self._hypervisor.forget_built(migration_id)
+        self.files.keep(record)
         self._records.drop_target(migration_id)
 
     def refuse_unless_owned(self, migration_id: str) -> None:
@@ -377,20 +417,6 @@ def _check_sender(uri: str, fleet: str) -> None:
             f"sender_identity {uri} is not a host of fleet {fleet}.",
             subject="sender_identity",
         )
-
-
-def _refusal(
-    failed: list[preflight_pb2.PreflightCheck], fence: fence_pb2.Fence, host: str
-) -> DroverError:
-    subject = f"hosts/{host}"
-    reason = Reason.__members__.get(failed[0].reason, Reason.INTERNAL)
-    return DroverError(
-        reason,
-        f"Host {host} cannot take domain {fence.domain_uuid}: {failed[0].message}",
-        subject=subject,
-        metadata={"host": host, "check": failed[0].check},
-        violations=[Violation(subject, check.message, check.reason) for check in failed],
-    )
 
 
 def _wrong_phase(

@@ -9,6 +9,8 @@ This module also says, in one table, what a diskmover failure means to a caller.
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from collections.abc import Sequence
 
 import structlog
@@ -99,6 +101,9 @@ class DataPort:
 
     def __init__(self, listen: str, tls: TlsPaths) -> None:
         self._receiver = Receiver(listen, tls_files(tls))
+        self._lock = threading.Lock()
+        # Migration -> digest of the key that its session was opened with.
+        self._keys: dict[str, bytes] = {}
 
     @property
     def address(self) -> str:
@@ -108,17 +113,32 @@ class DataPort:
     def open(
         self, migration_id: str, key: bytes, sender: str, volumes: Sequence[IncomingVolume]
     ) -> None:
-        """Let the sender write a migration's volumes; an earlier opening ends.
+        """Let the sender write a migration's volumes; an opening under another key ends.
 
         Raises:
             DroverError: The session cannot be opened.
         """
+        fingerprint = hashlib.sha256(key).digest()
+        with self._lock:
+            if self._keys.get(migration_id) == fingerprint and self._is_open(migration_id):
+                # The same call again: opening anew would use the key up.
+                return
+            self._keys[migration_id] = fingerprint
         try:
             self._receiver.open_session(
                 migration_id, key, sender=sender, volumes=volumes, tag=migration_id
             )
         except MoverError as error:
             raise mover_error(error, f"migrations/{migration_id}") from error
+
+    def _is_open(self, migration_id: str) -> bool:
+        try:
+            self._receiver.session_status(migration_id)
+        except MoverError as error:
+            if error.code is ErrorCode.SESSION_UNKNOWN:
+                return False
+            raise
+        return True
 
     def receipts(self, migration_id: str) -> dict[str, Receipt]:
         """Receipts of a migration's finished session by volume id; empty when unknown."""
@@ -134,6 +154,8 @@ class DataPort:
 
     def close_session(self, migration_id: str) -> None:
         """End a migration's session; its files are let go of when this returns."""
+        with self._lock:
+            self._keys.pop(migration_id, None)
         self._receiver.close_session(migration_id)
 
     def close(self) -> None:

@@ -71,8 +71,9 @@ def test_force_comes_after_the_timeout_and_outlives_a_restart(
 def test_force_is_at_once(fleet: TwoHosts, deaf_guest: Guest) -> None:
     a = fleet["a"]
     move = Move(a, fleet["b"], deaf_guest.uuid)
-    answer = a.client(request(move, Mode.MODE_FORCE, 0))
-    assert (answer.stopped, answer.forced) == (True, True)
+    answer = move.until_stopped(a, Mode.MODE_FORCE)
+    assert (answer.previous_power_state, answer.forced) == (RUNNING, True)
+    assert "POWEROFF" not in a.host.console(deaf_guest.name)
 
 
 @pytest.mark.parametrize("dead", [False, True], ids=["", "hostd dead meanwhile"])
