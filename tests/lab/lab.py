@@ -123,6 +123,8 @@ class Lab:
         self.hostds[name].command = host.enter(
             str(BIN / "drover-hostd"), "--config", str(config), "run"
         )
+        state = host.path("/var/lib/drover")
+        self.hostds[name].environment = {"DROVER_STATE__DIRECTORY": str(state)}
         self.hostds[name].start()
 
     def wait_for_host(self, name: str) -> None:

@@ -1,0 +1,237 @@
+"""The stand-alone tool: `diskmover serve`, `push`, `certs`, `digest`.
+
+There is no control plane here, so there are no session keys: `serve` lets in
+everybody who has a certificate of its CA. A file keeps its own name or the one
+of --name, is placed directly in --root, and never over an existing file. The
+same `push` again goes on where it stopped.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 5 out of reach (try again).
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+import diskmover
+from diskmover import certs as authority
+from diskmover.errors import MoverError
+from diskmover.model import OutgoingVolume, Progress, Receipt, TlsFiles
+from diskmover.transfer import Push, Receiver
+
+EXIT_FAILED = 1
+EXIT_UNAVAILABLE = 5
+_NO_KEY = bytes(32)  # `serve` has no sessions: certificates decide
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+
+_existing = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+class Rate(click.ParamType[int]):
+    """Bytes a second: a number with K, M or G."""
+
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse "20M" and the like."""
+        if isinstance(value, int):
+            return value
+        text = str(value).strip().upper()
+        digits, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "")
+        if not digits.isdigit() or int(digits) == 0:
+            self.fail(f"{value!r} is not a rate such as 20M", param, ctx)
+        return int(digits) * _UNITS[unit]
+
+
+def _tls_options(command: Any) -> Any:
+    for option, help_ in (
+        ("--ca", "Authority that peers must come from (PEM)."),
+        ("--key", "Own private key (PEM)."),
+        ("--cert", "Own certificate chain (PEM)."),
+    ):
+        command = click.option(option, type=_existing, required=True, help=help_)(command)
+    return command
+
+
+@click.group()
+def main() -> None:
+    """Copy disk images between hosts: sparse, verified, resumable."""
+
+
+@main.command()
+@click.option(
+    "--root",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Directory that files are placed in.",
+)
+@click.option("--listen", default="0.0.0.0:7443", show_default=True, metavar="HOST:PORT")
+@click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
+@_tls_options
+def serve(root: Path, listen: str, as_json: bool, cert: Path, key: Path, ca: Path) -> None:
+    """Receive files from everybody who has a certificate of the CA."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    with _told(as_json), Receiver(listen, TlsFiles(cert, key, ca)) as receiver:
+        receiver.serve_names(root)
+        if as_json:
+            _emit({"listening": receiver.address, "root": str(root)})
+        else:
+            click.echo(f"listening on {receiver.address}, files go to {root}")
+        while not ended.wait(1.0):
+            pass
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=_existing)
+@click.option("--to", required=True, metavar="HOST:PORT", help="Where `serve` listens.")
+@click.option("--name", help="Name at the other end; for one file only.")
+@click.option("--peer", help="Name or URI that the receiver's certificate must have.")
+@click.option("--connections", default=4, show_default=True, type=click.IntRange(1, 64))
+@click.option("--limit", type=Rate(), help="Most bytes a second, such as 20M.")
+@click.option(
+    "--level", default=1, show_default=True, type=click.IntRange(-7, 19), help="zstd level."
+)
+@click.option("--no-compress", is_flag=True, help="Send everything as it is.")
+@click.option(
+    "--holes",
+    default="trust",
+    show_default=True,
+    type=click.Choice(["trust", "read"]),
+    help="Whether holes reported by the file system are believed, or read.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Progress and receipts as JSON lines.")
+@_tls_options
+def push(files: tuple[Path, ...], name: str | None, as_json: bool, **options: Any) -> None:
+    """Send files; the same command again goes on where it stopped."""
+    if name is not None and len(files) > 1:
+        raise click.UsageError("--name goes with one file only")
+    with _told(as_json):
+        for file in files:
+            _push_one(file.resolve(), name or file.name, as_json, options)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("names", nargs=-1, required=True)
+def certs(directory: Path, names: tuple[str, ...]) -> None:
+    """Make a CA in DIRECTORY (or use the one there) and a certificate for each NAME."""
+    for name in names:
+        if not name or name == "ca" or "/" in name or name.startswith("."):
+            raise click.UsageError(f"{name!r} cannot be a file name here")
+    ca = authority.open_authority(directory)
+    for name in names:
+        cert, key = authority.issue(ca, directory, name)
+        click.echo(f"{cert} {key} {authority.uri_of(name)}")
+
+
+@main.command()
+@click.argument("file", type=_existing)
+def digest(file: Path) -> None:
+    """Print the root digest of FILE, as receipts give it."""
+    with _told(as_json=False):
+        click.echo(f"{diskmover.digest(file).digest}  {file}")
+
+
+def _push_one(file: Path, name: str, as_json: bool, options: dict[str, Any]) -> None:
+    peer: str | None = options["peer"]
+    job = Push(
+        to=options["to"],
+        receiver=authority.uri_of(peer) if peer else None,
+        tls=TlsFiles(options["cert"], options["key"], options["ca"]),
+        session_id=f"open/{name}",
+        key=_NO_KEY,
+        tag=name[:64],
+        volumes=[OutgoingVolume(name, file)],
+        connections=options["connections"],
+        limit_bytes_per_second=options["limit"],
+        compression=None if options["no_compress"] else options["level"],
+        holes=options["holes"],
+    )
+    started = time.monotonic()
+    try:
+        receipts = _follow(job, name, as_json)
+    except KeyboardInterrupt:
+        job.cancel()
+        raise
+    for receipt in receipts:
+        _tell(receipt, time.monotonic() - started, as_json)
+
+
+def _follow(job: Push, name: str, as_json: bool) -> list[Receipt]:
+    live = sys.stderr.isatty() and not as_json
+    while (receipts := job.wait(0.5)) is None:
+        if as_json:
+            _emit({"file": name, "progress": asdict(job.progress())})
+        elif live:
+            click.echo(f"\r\x1b[K{name}: {_bar(job.progress())}", nl=False, err=True)
+    if live:
+        click.echo("\r\x1b[K", nl=False, err=True)
+    return receipts
+
+
+def _bar(progress: Progress) -> str:
+    share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 1.0
+    eta = "" if progress.eta_seconds is None else f", {progress.eta_seconds:.0f} s left"
+    rate = _size(progress.rate_bytes_per_second)
+    return f"{share:6.1%} of {_size(progress.total_bytes)}, {rate}/s{eta} [{progress.limited_by}]"
+
+
+def _tell(receipt: Receipt, seconds: float, as_json: bool) -> None:
+    if as_json:
+        _emit({"receipt": asdict(receipt), "seconds": round(seconds, 3)})
+        return
+    click.echo(
+        f"{receipt.volume_id}: {_size(receipt.size_bytes)}, of it {_size(receipt.data_bytes)} data,"
+        f" {_size(receipt.wire_bytes)} on the wire, {seconds:.1f} s, digest {receipt.digest}"
+    )
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
+
+
+def _emit(value: dict[str, Any]) -> None:
+    click.echo(json.dumps(value))
+
+
+@contextmanager
+def _told(as_json: bool) -> Iterator[None]:
+    try:
+        yield
+    except MoverError as error:
+        _fail(error, as_json)
+
+
+def _fail(error: MoverError, as_json: bool) -> NoReturn:
+    if as_json:
+        _emit(
+            {
+                "error": {
+                    "code": error.code.value,
+                    "message": error.message,
+                    "volume_id": error.volume_id,
+                    "offset": error.offset,
+                    "side": error.side,
+                    "retryable": error.retryable,
+                }
+            }
+        )
+    click.echo(f"diskmover: {error}", err=True)
+    sys.exit(EXIT_UNAVAILABLE if error.retryable else EXIT_FAILED)
