@@ -1,0 +1,1 @@
+"""Generated from proto/controlplane/v1; see `make proto`."""

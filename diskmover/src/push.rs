@@ -236,12 +236,14 @@ impl Push {
     /// Waits for the end; None when it still runs after `timeout`.
     pub fn wait(&self, timeout: Duration) -> Option<Result<Vec<Receipt>>> {
         let running = |outcome: &mut Option<_>| outcome.is_none();
-        let (outcome, _) = self
+        let (slot, _) = self
             .shared
             .ended
             .wait_timeout_while(lock(&self.shared.outcome), timeout, running)
             .unwrap_or_else(PoisonError::into_inner);
-        let outcome = outcome.clone();
+        let outcome = slot.clone();
+        // Threads that fail after the first one lock it too, before they end.
+        drop(slot);
         if outcome.is_some()
             && let Some(thread) = lock(&self.thread).take()
         {

@@ -153,7 +153,7 @@ impl Source {
         let mut at = start;
         if let Some(direct) = &self.direct {
             let aligned_end = end.next_multiple_of(ALIGN).min(buffer.len());
-            while at < end && at % ALIGN == 0 && aligned_end % ALIGN == 0 {
+            while at < end && at.is_multiple_of(ALIGN) && aligned_end.is_multiple_of(ALIGN) {
                 match direct.read_at(&mut buffer[at..aligned_end], base + at as u64) {
                     Ok(0) => break,
                     Ok(count) => at += count,

@@ -284,8 +284,8 @@ impl Target {
         let mut at = 0;
         if let Some(direct) = &self.direct
             && self.direct_works.load(Ordering::Relaxed)
-            && data.as_ptr() as usize % ALIGN == 0
-            && offset % ALIGN as u64 == 0
+            && (data.as_ptr() as usize).is_multiple_of(ALIGN)
+            && offset.is_multiple_of(ALIGN as u64)
         {
             let whole = data.len() & !(ALIGN - 1);
             match direct.write_all_at(&data[..whole], offset) {

@@ -1,0 +1,1 @@
+"""Generated from proto/hostd/v1; see `make proto`."""

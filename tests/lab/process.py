@@ -13,7 +13,6 @@ from pathlib import Path
 
 from tests.lab.wait import wait_for
 
-
 # Processes outlive their starter; Python warns of a handle that is dropped before.
 KEPT: list[subprocess.Popen[bytes]] = []
 

@@ -97,7 +97,7 @@ async def lab(directory: Path, tmp_path: Path) -> AsyncIterator[Lab]:
             await stack.enter_async_context(joined(host, api, enrol, tmp_path))
         made = Lab(app, directory, hosts[0], hosts[1], domain.uuid)
         async with asyncio.timeout(30):
-            while (await made.drover("migrate", "web1", "--dry-run")).exit_code != 0:
+            while (await made.drover("migrate", "web1", "--dry-run")).exit_code != 0:  # noqa: ASYNC110 bounded
                 await asyncio.sleep(0.1)
         yield made
 
