@@ -49,16 +49,22 @@ class HostClient:
         self._stub = host_service_pb2_grpc.HostServiceStub(self._channel)
 
     def __call__(self, request: Message) -> Any:
-        """Make the call that the request's type names."""
-        method = type(request).__name__.removesuffix("Request")
-        try:
-            return getattr(self._stub, method)(request, timeout=CALL_SECONDS, wait_for_ready=True)
-        except grpc.RpcError as error:
-            status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
-            told = DroverError.from_status(status) if status is not None else None
-            if told is None:
+        """Make the call that the request's type names, again until its outcome is known."""
+        method = getattr(self._stub, type(request).__name__.removesuffix("Request"))
+
+        def outcome() -> Any:
+            try:
+                return method(request, timeout=CALL_SECONDS, wait_for_ready=True)
+            except grpc.RpcError as error:
+                status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
+                told = DroverError.from_status(status) if status is not None else None
+                if told is not None:
+                    raise told from None
+                if error.code() is grpc.StatusCode.UNAVAILABLE:
+                    return None
                 raise
-            raise told from None
+
+        return wait_for(outcome, "outcome of a call", timeout_seconds=CALL_SECONDS)
 
     def watch(self, job_id: str) -> Iterator[job_pb2.Job]:
         """Follow a job."""
