@@ -60,7 +60,7 @@ def _tell(lab: Lab) -> None:
     _say(
         f"A guest that Drover has never heard of: virsh define, virsh start, on host {source.name}"
     )
-    source.define_guest(GUEST, recipe=Recipe(data_mib=64))
+    source.define_guest(GUEST, recipe=Recipe(data_mib=256, free_mib=64))
     source.wait_for_console(GUEST, "DROVER READY")
     _quote(source)
 

@@ -185,8 +185,7 @@ class Host:
 
     def state(self, name: str) -> str:
         """What virsh says of a guest: "running", "shut off"; empty when not defined."""
-        lines = self.virsh("domstate", name, check=False).strip().splitlines()
-        return lines[0] if lines and not lines[0].startswith("error:") else ""
+        return self.virsh("domstate", name, check=False).strip()
 
     def console(self, name: str) -> str:
         """Everything the guest has said on this host."""

@@ -103,14 +103,15 @@ class LabNetwork:
 
 
 def run(*command: str, check: bool = True) -> str:
-    """Run a command and return what it printed.
+    """Run a command and return its standard output.
 
     Raises:
-        RuntimeError: It failed, with what it printed.
+        RuntimeError: It failed, with all that it printed.
     """
     done = subprocess.run(
-        command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     if check and done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}")
+        said = f"{done.stdout}{done.stderr}"
+        raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}\n{said}")
     return done.stdout
