@@ -10,37 +10,36 @@ use crate::error::{Code, MoverError, Result};
 use crate::frame::{self, Header, Kind};
 use crate::ledger::Ledger;
 use crate::messages::Receipt;
-use crate::plan::{Plan, Work};
+use crate::plan::{Extents, Plan, Work};
 use crate::pool::lock;
 use crate::session::TICK;
-use crate::source::{Map, Source};
+use crate::source::Source;
 
 /// A volume on its way out.
 pub struct Volume {
     /// Name on the wire.
     pub id: String,
     /// Where it is read.
-    pub source: Source,
+    pub source: Box<dyn Source>,
     /// What is known and acknowledged.
     pub ledger: Mutex<Ledger>,
     /// The receiver's proof, once published.
     pub receipt: Mutex<Option<Receipt>>,
     /// Bytes of frames sent for it.
     pub wire: AtomicU64,
-    plan: Mutex<Plan<Map>>,
+    plan: Mutex<Plan<Box<dyn Extents + Send>>>,
 }
 
 impl Volume {
     /// A volume of which nothing is sent yet.
-    pub fn new(id: String, source: Source, trust_holes: bool) -> Result<Volume> {
-        let plan = source
-            .plan(trust_holes)
-            .map_err(|e| MoverError::source_io("cannot map the source", &e).in_volume(&id))?;
+    pub fn new(id: String, source: Box<dyn Source>, trust_holes: bool) -> Result<Volume> {
+        let extents = source.extents(trust_holes).map_err(|e| e.in_volume(&id))?;
+        let size = source.identity().size;
         Ok(Volume {
-            ledger: Mutex::new(Ledger::new(source.identity.size)),
+            ledger: Mutex::new(Ledger::new(size)),
             receipt: Mutex::new(None),
             wire: AtomicU64::new(0),
-            plan: Mutex::new(plan),
+            plan: Mutex::new(Plan::new(extents, size)),
             id,
             source,
         })
@@ -48,7 +47,7 @@ impl Volume {
 
     /// Bytes of the volume.
     pub fn size(&self) -> u64 {
-        self.source.identity.size
+        self.source.identity().size
     }
 
     /// Bytes that the receiver has.

@@ -6,17 +6,17 @@ use std::sync::Mutex;
 use crate::digest::{self, CHUNK, Hash};
 use crate::error::{Code, MoverError, Result};
 use crate::ledger::Ledger;
-use crate::plan::Work;
+use crate::plan::{Plan, Work};
 use crate::pool::lock;
-use crate::source::Source;
+use crate::source::{FileSource, Source};
 use crate::sys::{ALIGN, AlignedBuf};
 
 /// Size, bytes in blocks that are not zero, and root digest.
 pub fn digest(path: &Path) -> Result<(u64, u64, Hash)> {
-    let source = Source::open(path)?;
-    let size = source.identity.size;
+    let source = FileSource::open(path)?;
+    let size = source.identity().size;
     let unmapped = |e| MoverError::source_io("cannot map the source", &e);
-    let plan = Mutex::new(source.plan(true).map_err(unmapped)?);
+    let plan = Mutex::new(Plan::new(source.extents(true)?, size));
     let ledger = Mutex::new(Ledger::new(size));
     let step = || lock(&plan).next(|_| false).map_err(unmapped);
     let hash_all = || -> Result<()> {

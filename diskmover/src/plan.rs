@@ -14,6 +14,12 @@ pub trait Extents {
     fn next_data(&mut self, from: u64) -> io::Result<Option<Range<u64>>>;
 }
 
+impl<E: Extents + ?Sized> Extents for Box<E> {
+    fn next_data(&mut self, from: u64) -> io::Result<Option<Range<u64>>> {
+        (**self).next_data(from)
+    }
+}
+
 /// A piece of work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Work {

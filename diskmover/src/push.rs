@@ -28,7 +28,7 @@ use crate::messages::{self, Keys, Receipt};
 use crate::pool::{Buffer, Pool, lock};
 use crate::progress::{self, Meter, Progress};
 use crate::session::{MAX_VOLUMES, TICK};
-use crate::source::Source;
+use crate::source::{FileSource, Source};
 use crate::stages;
 use crate::throttle::Throttle;
 use crate::tls::TlsFiles;
@@ -160,8 +160,8 @@ impl Push {
         let config = job.tls.client()?;
         let mut volumes = Vec::with_capacity(job.volumes.len());
         for (id, path, expected) in &job.volumes {
-            let source = Source::open(path).map_err(|e| e.in_volume(id))?;
-            let size = source.identity.size;
+            let source = FileSource::open(path).map_err(|e| e.in_volume(id))?;
+            let size = source.identity().size;
             if expected.is_some_and(|expected| expected != size) {
                 let text = format!(
                     "{} has {size} bytes, not {}",
@@ -170,7 +170,7 @@ impl Push {
                 );
                 return Err(MoverError::new(Code::SourceInvalid, text).in_volume(id));
             }
-            volumes.push(Volume::new(id.clone(), source, job.trust_holes)?);
+            volumes.push(Volume::new(id.clone(), Box::new(source), job.trust_holes)?);
         }
         let mut nonce = [0; 16];
         random_bytes(&mut nonce)?;

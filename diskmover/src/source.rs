@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::digest;
 use crate::error::{Code, MoverError, Result};
-use crate::plan::{Extents, Plan};
+use crate::plan::Extents;
 use crate::sys::ALIGN;
 
 /// What changes when a file is written, replaced or cut.
@@ -30,26 +30,45 @@ pub struct Identity {
     pub inode: u64,
 }
 
-/// An open source.
-pub struct Source {
+/// An open volume that can be read.
+pub trait Source: Send + Sync {
+    /// As it was when it was opened.
+    fn identity(&self) -> Identity;
+
+    /// Where its data is; without trust in reported holes, everywhere.
+    fn extents(&self, trust_holes: bool) -> Result<Box<dyn Extents + Send>>;
+
+    /// Fills `buffer` with chunk `chunk`; only `ranges` are read, the rest is zero.
+    ///
+    /// `buffer` has the length of the chunk rounded up to 4 KiB, and is aligned.
+    fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<()>;
+
+    /// Fails when the source is not what it was when it was opened.
+    fn check_unchanged(&self) -> Result<()>;
+
+    /// The error that says that the source changed.
+    fn changed(&self, how: &str) -> MoverError;
+}
+
+/// An open regular file or block device.
+pub struct FileSource {
     path: PathBuf,
     file: File,
     direct: Option<File>,
     is_block: bool,
-    /// As it was when it was opened.
-    pub identity: Identity,
+    identity: Identity,
 }
 
 /// How to look for holes.
-pub struct Map {
+struct Map {
     file: File,
     size: u64,
     trust: bool,
 }
 
-impl Source {
+impl FileSource {
     /// Opens for reading; a symlink as the last part is refused.
-    pub fn open(path: &Path) -> Result<Source> {
+    pub fn open(path: &Path) -> Result<FileSource> {
         let shown = path.display();
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd: OwnedFd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| match e {
@@ -83,70 +102,13 @@ impl Source {
         let direct = direct
             .map(File::from)
             .filter(|direct| identity_of(direct, is_block).is_ok_and(|other| other == identity));
-        Ok(Source {
+        Ok(FileSource {
             path: path.to_owned(),
             file,
             direct,
             is_block,
             identity,
         })
-    }
-
-    /// The path it was opened by.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// A plan of what to read. Block devices have no map: all is read.
-    pub fn plan(&self, trust_holes: bool) -> io::Result<Plan<Map>> {
-        let map = Map {
-            file: self.file.try_clone()?,
-            size: self.identity.size,
-            trust: trust_holes && !self.is_block,
-        };
-        Ok(Plan::new(map, self.identity.size))
-    }
-
-    /// Fills `buffer` with chunk `chunk`; only `ranges` are read, the rest is zero.
-    ///
-    /// `buffer` has the length of the chunk rounded up to 4 KiB, and is aligned.
-    pub fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<()> {
-        let base = chunk * digest::CHUNK;
-        let len = digest::chunk_len(self.identity.size, chunk);
-        let mut filled = 0;
-        for range in ranges {
-            // O_DIRECT reads whole blocks; so does everything else then.
-            let start = ((range.start - base) as usize & !(ALIGN - 1)).max(filled);
-            let end = ((range.end - base) as usize)
-                .next_multiple_of(ALIGN)
-                .min(len);
-            if start < end {
-                buffer[filled..start].fill(0);
-                self.read_range(base, start, end, buffer)?;
-                filled = end;
-            }
-        }
-        buffer[filled..].fill(0);
-        Ok(())
-    }
-
-    /// Fails when the source is not what it was when it was opened.
-    pub fn check_unchanged(&self) -> Result<()> {
-        let now = identity_of(&self.file, self.is_block)
-            .map_err(|e| MoverError::source_io("cannot stat the source", &e))?;
-        if now == self.identity {
-            return Ok(());
-        }
-        Err(self.changed("it was written to or replaced"))
-    }
-
-    /// The error that says that the source changed.
-    pub fn changed(&self, how: &str) -> MoverError {
-        let path = self.path.display();
-        MoverError::new(
-            Code::SourceChanged,
-            format!("{path} changed while it was copied ({how}); nothing was published"),
-        )
     }
 
     fn read_range(&self, base: u64, start: usize, end: usize, buffer: &mut [u8]) -> Result<()> {
@@ -177,6 +139,59 @@ impl Source {
             }
         }
         Ok(())
+    }
+}
+
+impl Source for FileSource {
+    fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    fn extents(&self, trust_holes: bool) -> Result<Box<dyn Extents + Send>> {
+        let file = self.file.try_clone();
+        Ok(Box::new(Map {
+            file: file.map_err(|e| MoverError::source_io("cannot map the source", &e))?,
+            size: self.identity.size,
+            // Block devices have no map: all is read.
+            trust: trust_holes && !self.is_block,
+        }))
+    }
+
+    fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<()> {
+        let base = chunk * digest::CHUNK;
+        let len = digest::chunk_len(self.identity.size, chunk);
+        let mut filled = 0;
+        for range in ranges {
+            // O_DIRECT reads whole blocks; so does everything else then.
+            let start = ((range.start - base) as usize & !(ALIGN - 1)).max(filled);
+            let end = ((range.end - base) as usize)
+                .next_multiple_of(ALIGN)
+                .min(len);
+            if start < end {
+                buffer[filled..start].fill(0);
+                self.read_range(base, start, end, buffer)?;
+                filled = end;
+            }
+        }
+        buffer[filled..].fill(0);
+        Ok(())
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        let now = identity_of(&self.file, self.is_block)
+            .map_err(|e| MoverError::source_io("cannot stat the source", &e))?;
+        if now == self.identity {
+            return Ok(());
+        }
+        Err(self.changed("it was written to or replaced"))
+    }
+
+    fn changed(&self, how: &str) -> MoverError {
+        let path = self.path.display();
+        MoverError::new(
+            Code::SourceChanged,
+            format!("{path} changed while it was copied ({how}); nothing was published"),
+        )
     }
 }
 
