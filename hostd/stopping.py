@@ -101,7 +101,8 @@ class Stops:
         state = await self._blocking(self._power.state, fence.domain_uuid)
         if record is None or record.state is StopState.GUARDED:
             previous = RUNNING if guarded and state == SHUTOFF else state
-            _refuse_unless_stoppable(fence, state, mode)
+            came_here = await self._blocking(self._records.target, fence.migration_id) is not None
+            _refuse_unless_stoppable(fence, state, mode, came_here=came_here)
             record = None
         else:
             previous = record.previous_power_state
@@ -335,9 +336,16 @@ def _refuse_unless_stoppable(
     fence: fence_pb2.Fence,
     state: PowerState,
     mode: host_service_pb2.EnsureStoppedRequest.Mode.ValueType,
+    *,
+    came_here: bool,
 ) -> None:
+    """Refuse a state in which the machine would lose what it cannot be given back.
+
+    What the move itself has started here may be in any state when the move is undone:
+    the copy on its source is what counts.
+    """
     never = (domain_pb2.POWER_STATE_SAVED, domain_pb2.POWER_STATE_UNSPECIFIED)
-    if state in (RUNNING, SHUTOFF) or (mode == FORCE and state not in never):
+    if state in (RUNNING, SHUTOFF) or (mode == FORCE and came_here and state not in never):
         return
     raise DroverError(
         Reason.INSTANCE_STATE,
