@@ -292,7 +292,10 @@ def _bridge(machine: _Machine, facts: TargetFacts) -> Check:
     if missing:
         message = f"There is no {', '.join(missing)} here; there are bridges "
         message += f"{', '.join(facts.host.bridges) or 'none'}."
-        fix = "; ".join(f"ip link add {name} type bridge" for name in missing if name in wanted)
+        fix = "; ".join(
+            f"ip link add {name} type bridge" if name in wanted else f"Bring {name} up here."
+            for name in missing
+        )
         return _fail("bridge", Reason.TARGET_LACKS_BRIDGE, message, fix)
     return _pass("bridge", "Every bridge and device that it is attached to is here.")
 

@@ -1,0 +1,131 @@
+"""The judging of a target, with facts that no machine here has: KVM, other CPUs, bare hosts.
+
+What real hosts lack is in test_trouble_on_target.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from controlplane.common.reasons import Reason
+from hostd.preflight import FAIL, WARN, Neighbour, TargetFacts, check_target
+from hostd.v1 import domain_pb2, preflight_pb2
+from tests.controlplane.machines import GIB, make_domain, make_facts
+
+
+def machine(**changes: Any) -> preflight_pb2.IncomingMachine:
+    return preflight_pb2.IncomingMachine(domain=make_domain(**changes))
+
+
+def facts(host: dict[str, Any] | None = None, **changes: Any) -> TargetFacts:
+    return TargetFacts(host=make_facts("b", **(host or {})), **changes)
+
+
+def outcomes(report: preflight_pb2.PreflightReport, outcome: int) -> list[tuple[str, str]]:
+    return [(c.check, c.reason) for c in report.checks if c.outcome == outcome]
+
+
+def network(kind: str, source: str) -> list[domain_pb2.NetworkInterface]:
+    return [domain_pb2.NetworkInterface(type=kind, source=source, mac_address="52:54:00:0:0:1")]
+
+
+def test_a_host_that_has_everything_passes() -> None:
+    report = check_target(machine(), facts())
+    assert outcomes(report, FAIL) == []
+    assert {c.check for c in report.checks} == {
+        "libvirt", "uuid", "name", "mac", "virt-type", "machine-type", "cpu", "firmware", "tpm",
+        "memory", "vcpus", "bridge", "network", "root", "target-file", "space", "time",
+        "data-port",
+    }  # fmt: skip
+    assert all(c.message for c in report.checks)
+
+
+@pytest.mark.parametrize(
+    ("incoming", "found", "check", "reason"),
+    [
+        (machine(), facts(cpu_fits=False), "cpu", Reason.TARGET_LACKS_CPU_FEATURE),
+        (machine(), facts({"virt_types": ["qemu"]}), "virt-type", Reason.TARGET_LACKS_VIRT_TYPE),
+        (machine(), facts({"arch": "aarch64"}), "virt-type", Reason.TARGET_LACKS_VIRT_TYPE),
+        (
+            machine(),
+            facts({"machine_types": ["pc"]}),
+            "machine-type",
+            Reason.TARGET_LACKS_MACHINE_TYPE,
+        ),
+        (machine(firmware="efi"), facts(), "firmware", Reason.TARGET_LACKS_FIRMWARE),
+        (machine(has_tpm=True), facts(), "tpm", Reason.TARGET_LACKS_TPM),
+        (machine(memory_mib=1 << 20), facts(), "memory", Reason.TARGET_LACKS_MEMORY),
+        (
+            machine(memory_mib=16000),
+            facts({"reserved_memory_mib": 1024}),
+            "memory",
+            Reason.TARGET_LACKS_MEMORY,
+        ),
+        (machine(vcpus=300), facts(max_vcpus=288), "vcpus", Reason.TARGET_LACKS_CPUS),
+        (
+            machine(interfaces=network("direct", "eth7")),
+            facts(),
+            "bridge",
+            Reason.TARGET_LACKS_BRIDGE,
+        ),
+        (
+            machine(interfaces=network("network", "lan")),
+            facts(),
+            "network",
+            Reason.TARGET_LACKS_NETWORK,
+        ),
+        (machine(), facts({"roots": []}), "root", Reason.TARGET_LACKS_ROOT),
+        (
+            machine(),
+            facts(neighbours=(Neighbour(make_domain().uuid, "twin"),)),
+            "uuid",
+            Reason.TARGET_UUID_TAKEN,
+        ),
+        (machine(), facts(occupied={"vda": "/x"}), "target-file", Reason.TARGET_FILE_EXISTS),
+        (machine(), facts(misplaced={"vda": "Why."}), "target-file", Reason.DISK_OUTSIDE_ROOTS),
+        (machine(), facts(data_port_open=False), "data-port", Reason.TARGET_UNREACHABLE),
+    ],
+)
+def test_what_a_host_lacks_fails_its_own_check_alone(
+    incoming: preflight_pb2.IncomingMachine, found: TargetFacts, check: str, reason: Reason
+) -> None:
+    report = check_target(incoming, found)
+    assert outcomes(report, FAIL) == [(check, reason.name)]
+    failed = next(c for c in report.checks if c.outcome == FAIL)
+    assert failed.message.endswith(".")
+    assert failed.fix
+
+
+@pytest.mark.parametrize(
+    ("incoming", "found", "check"),
+    [
+        (machine(cpu_mode="host-passthrough"), facts(), "cpu"),
+        (machine(cpu_xml="<cpu/>"), facts(), "cpu"),
+        (machine(virt_type="qemu"), facts(cpu_fits=False), "cpu"),
+        (machine(vcpus=9), facts(), "vcpus"),
+        (machine(), facts(clock_synchronised=False), "time"),
+    ],
+)
+def test_what_may_do_harm_is_a_warning_and_no_refusal(
+    incoming: preflight_pb2.IncomingMachine, found: TargetFacts, check: str
+) -> None:
+    report = check_target(incoming, found)
+    assert outcomes(report, FAIL) == []
+    assert [name for name, _ in outcomes(report, WARN)] == [check]
+
+
+def test_disks_that_may_outgrow_the_host_are_a_warning() -> None:
+    small = make_facts().roots[0]
+    small.available_bytes = 5 * GIB
+    assert outcomes(check_target(machine(), facts({"roots": [small]})), WARN) == [("space", "")]
+
+
+def test_while_libvirt_is_away_only_what_does_not_need_it_is_judged() -> None:
+    away = facts({"libvirt_connected": False, "machine_types": [], "bridges": []})
+    report = check_target(machine(), away)
+    assert outcomes(report, FAIL) == [
+        ("libvirt", Reason.LIBVIRT_UNAVAILABLE.name),
+        ("bridge", Reason.TARGET_LACKS_BRIDGE.name),
+    ]
