@@ -19,6 +19,8 @@ Refusal = tuple[Reason, str]
 Filter = Callable[[Request, HostView], Refusal | None]
 
 _GIB = 1024**3
+# Far more than a report takes on its way.
+MAX_CLOCK_SKEW_SECONDS = 60
 
 
 def not_source(request: Request, host: HostView) -> Refusal | None:
@@ -64,12 +66,28 @@ def alive(request: Request, host: HostView) -> Refusal | None:
     return None
 
 
+def clock(request: Request, host: HostView) -> Refusal | None:
+    """Its clock agrees with the control plane's, by which certificates and deadlines go."""
+    facts = _facts(host)
+    if host.last_seen is None or not facts.HasField("time"):
+        return None
+    ahead_seconds = facts.time.seconds - host.last_seen.timestamp()
+    if abs(ahead_seconds) <= MAX_CLOCK_SKEW_SECONDS:
+        return None
+    where = "ahead of" if ahead_seconds > 0 else "behind"
+    return (
+        Reason.TARGET_CLOCK_SKEW,
+        f"Its clock is {abs(ahead_seconds):.0f} s {where} the control plane's; "
+        f"at most {MAX_CLOCK_SKEW_SECONDS} s are allowed.",
+    )
+
+
 def arch(request: Request, host: HostView) -> Refusal | None:
     """Its CPUs are of the machine's architecture."""
     wanted, found = request.machine.arch, _facts(host).arch
     if wanted and found and wanted != found:
         return (
-            Reason.TARGET_LACKS_CPU_FEATURE,
+            Reason.TARGET_LACKS_VIRT_TYPE,
             f"Its CPUs are {found}; the machine needs {wanted}.",
         )
     return None
@@ -208,6 +226,7 @@ FILTERS: tuple[Filter, ...] = (
     enabled,
     has_reported,
     alive,
+    clock,
     arch,
     virt_type,
     machine_type,

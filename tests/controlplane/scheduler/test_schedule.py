@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,11 @@ def view(name: str = "b", facts: dict[str, Any] | None = None, **changes: Any) -
         "last_seen": NOW,
     }
     return HostView(**(values | changes))
+
+
+def at(seconds: int) -> Timestamp:
+    """A host's clock that is ahead of the control plane's."""
+    return Timestamp(seconds=int(NOW.timestamp()) + seconds)
 
 
 def ask(machine: dict[str, Any] | None = None, **changes: Any) -> Request:
@@ -65,7 +71,9 @@ SMALL_ROOT = host_pb2.StorageRoot(
         (ask(), HostView(name="b"), Reason.HOST_NOT_JOINED, "not reported"),
         (ask(), view(alive=False), Reason.HOST_DEAD, "2026-01-02 03:04:05"),
         (ask(), view(facts={"libvirt_connected": False}), Reason.LIBVIRT_UNAVAILABLE, "libvirt"),
-        (ask(), view(facts={"arch": "aarch64"}), Reason.TARGET_LACKS_CPU_FEATURE, "aarch64"),
+        (ask(), view(facts={"time": at(61)}), Reason.TARGET_CLOCK_SKEW, "61 s ahead of"),
+        (ask(), view(facts={"time": at(-61)}), Reason.TARGET_CLOCK_SKEW, "61 s behind"),
+        (ask(), view(facts={"arch": "aarch64"}), Reason.TARGET_LACKS_VIRT_TYPE, "aarch64"),
         (ask(), view(facts={"virt_types": ["qemu"]}), Reason.TARGET_LACKS_VIRT_TYPE, "kvm"),
         (
             ask(),
@@ -120,7 +128,7 @@ def test_every_refusal_has_its_reason_and_its_numbers(
 
 
 def test_every_filter_can_refuse() -> None:
-    assert len({check.__name__ for check in FILTERS}) == len(FILTERS) == 17
+    assert len({check.__name__ for check in FILTERS}) == len(FILTERS) == 18
     assert first_refusal(ask(), view()) is None
 
 
