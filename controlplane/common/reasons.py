@@ -107,7 +107,6 @@ class Reason(Enum):
     HOST_GONE = _state("The host was declared gone; join it anew to use it again.")
     HOST_NOT_JOINED = _state("Run the join command on the host first.")
     HOST_NOT_REQUESTED = _state("Leave the host out to let the scheduler choose.")
-    HOST_BUSY = _state("Wait until the moves of this host are at rest.")
     NO_VALID_HOST = ReasonInfo(
         _C.RESOURCE_EXHAUSTED,
         Detail.PRECONDITION,

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
+from controlplane.domain.model import Size
 from controlplane.domain.states import MigrationState
 from controlplane.saga.definition import Saga
 from controlplane.saga.log import SagaState
@@ -49,7 +50,13 @@ async def test_unwinds_with_every_undo_repeated(database: Database, kind: str, s
 
 @pytest.mark.parametrize("step", [step.name for step in MOVE.steps])
 async def test_a_move_is_cancelled_at_every_step(database: Database, step: str) -> None:
-    await matrix.cancels(database, MoveWorld(), step)
+    world = MoveWorld()
+    await matrix.cancels(database, world, step)
+    row = await database.run(world.row)
+    if row.state is not MigrationState.AWAITING_CONFIRM:
+        assert row.state is MigrationState.CANCELLED
+        assert row.error is not None
+        assert row.error["reason"] == Reason.CANCELLED.name
 
 
 @pytest.mark.parametrize(
@@ -169,3 +176,25 @@ async def test_a_move_keeps_room_on_both_hosts_until_it_ends(database: Database)
     assert await database.run(held) == ("b", "a")
     instance = await database.run(lambda tx: instances.get(tx, world.domain.uuid))
     assert instance.migration_id == world.migration_id
+
+
+async def test_an_alternate_that_has_filled_up_meanwhile_is_passed_over(
+    database: Database,
+) -> None:
+    class Crowded(MoveWorld):
+        def begin(self, tx: Connection) -> str:
+            saga_id = super().begin(tx)
+            claims.put(tx, "instances/other", "c", Size(vcpus=32, memory_mib=16384))
+            return saga_id
+
+    world = Crowded()
+    world.fleet.hosts["b"].refusal = DroverError(Reason.TARGET_LACKS_SPACE, "Full.")
+    view = await conduct(database, world)
+    assert view.state is SagaState.UNDONE
+    await database.run(world.check_undone)
+    row = await database.run(world.row)
+    assert row.error is not None
+    assert row.error["reason"] == Reason.TARGET_LACKS_SPACE.name
+    refused = {v.host: v.reason for v in row.placement.verdicts if not v.fits}
+    assert refused["hosts/c"] == Reason.CLAIM_LOST.name
+    assert not any(host == "c" for host, _ in world.fleet.calls)
