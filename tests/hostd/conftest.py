@@ -43,6 +43,17 @@ def guest(fleet: TwoHosts) -> Iterator[Guest]:
 
 
 @pytest.fixture
+def still_guest(fleet: TwoHosts) -> Iterator[Guest]:
+    """A guest on `a` that is off, for what does not need it to run."""
+    name = f"guest{next(_numbers)}"
+    host = fleet["a"].host
+    yield Guest(name, host.define_guest(name, recipe=SMALL, memory_mib=128, start=False))
+    fleet.revive()
+    for each in fleet.hosts.values():
+        each.host.remove_guest(name)
+
+
+@pytest.fixture
 def deaf_guest(fleet: TwoHosts) -> Iterator[Guest]:
     """A guest that runs on `a` and ignores the power button."""
     yield from boot(fleet, DEAF)

@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 
 from controlplane.common.errors import DroverError
 from controlplane.common.identity import host_identity
+from controlplane.common.reasons import Reason
 from controlplane.common.rpc import TlsPaths
 from hostd.v1 import domain_pb2, fence_pb2, host_service_pb2_grpc, job_pb2, preflight_pb2
 from hostd.v1 import host_service_pb2 as pb
@@ -30,6 +31,8 @@ from tests.support.pki import FLEET, TestPki
 
 Mode = pb.EnsureStoppedRequest
 CALL_SECONDS = 60.0
+# A copy that ended so goes on when it is started again.
+GOES_ON = (Reason.COPY_INTERRUPTED, Reason.SESSION_REFUSED)
 
 
 class HostClient:
@@ -302,10 +305,7 @@ class Move:
                 ]
                 return job
             error = DroverError.from_status(job.error) if job.HasField("error") else None
-            if error is not None and error.reason.name not in (
-                "COPY_INTERRUPTED",
-                "SESSION_REFUSED",
-            ):
+            if error is not None and error.reason not in GOES_ON:
                 raise error
             self.start_copy()
         raise AssertionError(f"the copy did not end in {attempts} attempts: {job}")

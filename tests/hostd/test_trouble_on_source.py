@@ -1,0 +1,207 @@
+"""What keeps a machine on its source, on a real host: named, and nothing is changed."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from controlplane.common.errors import DroverError
+from controlplane.common.reasons import Reason
+from hostd.v1 import host_service_pb2 as pb
+from tests.hostd.fleet import Guest, HostdHost, Mode, Move, TwoHosts
+from tests.hostd.unchanged import both_unchanged
+from tests.lab.host import IMAGES
+
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+
+Situation = Callable[[HostdHost, Guest], AbstractContextManager[None]]
+
+
+@contextmanager
+def disk_gone(host: HostdHost, guest: Guest) -> Iterator[None]:
+    disk = host.host.path(f"{IMAGES}/{guest.name}.qcow2")
+    aside = disk.rename(disk.with_suffix(".aside"))
+    yield
+    aside.rename(disk)
+
+
+@contextmanager
+def disk_open(host: HostdHost, guest: Guest) -> Iterator[None]:
+    with host.host.path(f"{IMAGES}/{guest.name}.qcow2").open("rb") as disk:
+        reader = subprocess.Popen(["sleep", "1000"], stdin=disk)
+    yield
+    reader.kill()
+    reader.wait()
+
+
+@contextmanager
+def disk_on_a_loop_device(host: HostdHost, guest: Guest) -> Iterator[None]:
+    disk = host.host.path(f"{IMAGES}/{guest.name}.qcow2")
+    device = subprocess.run(
+        ["losetup", "--find", "--show", str(disk)], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    yield
+    subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@contextmanager
+def disk_is_a_link_out_of_the_roots(host: HostdHost, guest: Guest) -> Iterator[None]:
+    disk = host.host.path(f"{IMAGES}/{guest.name}.qcow2")
+    aside = disk.rename(disk.with_suffix(".aside"))
+    disk.symlink_to("/etc/hostname")
+    yield
+    disk.unlink()
+    aside.rename(disk)
+
+
+@contextmanager
+def disk_is_not_what_the_definition_says(host: HostdHost, guest: Guest) -> Iterator[None]:
+    disk = host.host.path(f"{IMAGES}/{guest.name}.qcow2")
+    aside = disk.rename(disk.with_suffix(".aside"))
+    disk.write_bytes(bytes(4096))
+    yield
+    disk.unlink()
+    aside.rename(disk)
+
+
+def another_disk(path: str, format_: str, target: str = "vdb") -> Situation:
+    """The guest has one more disk."""
+
+    @contextmanager
+    def situation(host: HostdHost, guest: Guest) -> Iterator[None]:
+        host.host.virsh(
+            "attach-disk", guest.uuid, path, target, "--config", "--driver", "qemu",
+            "--subdriver", format_, "--sourcetype", "file",
+        )  # fmt: skip
+        yield
+        host.host.virsh("detach-disk", guest.uuid, target, "--config")
+
+    return situation
+
+
+@contextmanager
+def memory_saved(host: HostdHost, guest: Guest) -> Iterator[None]:
+    host.host.virsh("start", guest.uuid)
+    host.host.virsh("managedsave", guest.uuid)
+    yield
+    host.host.virsh("managedsave-remove", guest.uuid)
+
+
+def refusal_of(move: Move) -> Reason | None:
+    """Why the source neither stops nor parks the machine."""
+    try:
+        move.stop()
+        move.park()
+    except DroverError as refused:
+        return refused.reason
+    return None
+
+
+@pytest.mark.parametrize(
+    ("situation", "reason", "words"),
+    [
+        (disk_gone, Reason.DISK_MISSING, ".qcow2) is missing"),
+        (disk_open, Reason.DISK_IN_USE, "is open in sleep (pid"),
+        (disk_on_a_loop_device, Reason.DISK_IN_USE, "is open in the loop device /dev/loop"),
+        (disk_is_a_link_out_of_the_roots, Reason.DISK_OUTSIDE_ROOTS, "outside the storage roots"),
+        (disk_is_not_what_the_definition_says, Reason.DISK_CORRUPT, "given as qcow2, but"),
+        (another_disk("/etc/hostname", "raw"), Reason.DISK_OUTSIDE_ROOTS, "(/etc/hostname)"),
+        (another_disk(f"{IMAGES}/x.vmdk", "vmdk"), Reason.DISK_FORMAT_FORBIDDEN, "format vmdk"),
+        (memory_saved, Reason.INSTANCE_STATE, "only a running or shut-off machine can move"),
+    ],
+)  # fmt: skip
+def test_what_keeps_a_machine_is_told_and_nothing_changes(
+    fleet: TwoHosts, still_guest: Guest, situation: Situation, reason: Reason, words: str
+) -> None:
+    a = fleet["a"]
+    with situation(a, still_guest), both_unchanged(fleet):
+        report = a.client(pb.CheckSourceRequest(domain_uuid=still_guest.uuid))
+        failed = [c for c in report.checks if c.outcome == c.OUTCOME_FAIL]
+        assert failed[0].reason == reason.name
+        assert words in failed[0].message
+        assert failed[0].fix
+        move = Move(a, fleet["b"], still_guest.uuid)
+        assert refusal_of(move) is reason
+        move.undo()
+
+
+@contextmanager
+def paused(host: HostdHost, guest: Guest) -> Iterator[None]:
+    host.host.virsh("suspend", guest.uuid)
+    yield
+    host.host.virsh("resume", guest.uuid)
+
+
+@pytest.mark.parametrize("mode", [Mode.MODE_GRACEFUL, Mode.MODE_FORCE])
+def test_a_paused_machine_is_neither_stopped_nor_parked(
+    fleet: TwoHosts, guest: Guest, mode: Mode.Mode.ValueType
+) -> None:
+    a = fleet["a"]
+    with paused(a, guest), both_unchanged(fleet):
+        report = a.client(pb.CheckSourceRequest(domain_uuid=guest.uuid))
+        assert (report.checks[0].check, report.checks[0].reason) == ("state", "INSTANCE_STATE")
+        move = Move(a, fleet["b"], guest.uuid)
+        with pytest.raises(DroverError) as refused:
+            move.stop(mode)
+        assert refused.value.reason is Reason.INSTANCE_STATE
+        assert "PAUSED" in refused.value.message
+        with pytest.raises(DroverError) as refused:
+            move.park()
+        assert refused.value.reason in (Reason.INSTANCE_STARTED_MEANWHILE, Reason.INSTANCE_STATE)
+        move.undo()
+
+
+def test_a_machine_that_is_set_to_start_with_its_host_does_not_start_while_away(
+    fleet: TwoHosts, still_guest: Guest
+) -> None:
+    """Autostart belongs to the definition; it is parked with it and comes back with it."""
+    a = fleet["a"]
+    a.host.virsh("autostart", still_guest.uuid)
+    move = Move(a, fleet["b"], still_guest.uuid)
+    move.prepare()
+    move.stop()
+    move.park()
+    a.host.libvirtd.restart()
+    assert still_guest.name not in a.domains()
+    move.undo()
+    assert a.host.state(still_guest.name) == "shut off"
+    info = a.host.virsh("dominfo", still_guest.uuid)
+    assert "enable" in info.split("Autostart:")[1].split("\n")[0]
+
+
+def test_a_second_move_of_a_parked_machine_is_refused(fleet: TwoHosts, still_guest: Guest) -> None:
+    a = fleet["a"]
+    with both_unchanged(fleet):
+        first = Move(a, fleet["b"], still_guest.uuid)
+        first.stop()
+        first.park()
+        second = Move(a, fleet["b"], still_guest.uuid, saga_seq=2)
+        with pytest.raises(DroverError) as refused:
+            second.park()
+        assert refused.value.reason is Reason.INSTANCE_BUSY
+        assert first.id in refused.value.message
+        first.saga_seq = 3
+        first.undo()
+
+
+def test_a_disk_replaced_after_it_was_parked_is_not_sent(
+    fleet: TwoHosts, still_guest: Guest
+) -> None:
+    a = fleet["a"]
+    with both_unchanged(fleet):
+        move = Move(a, fleet["b"], still_guest.uuid)
+        move.prepare()
+        move.stop()
+        move.park()
+        parked = a.host.path(move.volumes[0].path)
+        with parked.open("r+b") as disk:
+            disk.truncate(parked.stat().st_size + 65536)
+        with pytest.raises(DroverError) as changed:
+            move.copy()
+        assert changed.value.reason is Reason.DISK_CHANGED
+        with parked.open("r+b") as disk:
+            disk.truncate(parked.stat().st_size - 65536)
+        move.undo()
