@@ -199,6 +199,7 @@ class Stops:
             DroverError: SHUTDOWN_TIMEOUT, or what libvirt met.
         """
         next_request = 0.0
+        pressing: asyncio.Future[None] | None = None
         while record.migration_id not in self._given_up:
             try:
                 state = await self._blocking(self._power.state, record.domain_uuid)
@@ -210,15 +211,25 @@ class Stops:
                 if record.mode == FORCE or now() >= record.deadline:
                     record = await self._time_is_up(record)
                     continue
-                if now() >= next_request:
+                if pressing is not None and pressing.done():
+                    ended, pressing = pressing, None
+                    await ended
+                elif pressing is None and now() >= next_request:
                     log.info("asking the guest to shut down")
-                    await self._blocking(self._power.request_shutdown, record.domain_uuid)
+                    # Not waited for: a QEMU that hangs must not outlast the guest's time.
+                    pressing = self._press(record.domain_uuid)
                     next_request = now() + record.retry_seconds
             except DroverError as error:
                 if error.reason is not Reason.LIBVIRT_UNAVAILABLE:
                     raise
                 log.warning("libvirt is away; the stop waits for it")
             await asyncio.sleep(_POLL_SECONDS)
+
+    def _press(self, domain_uuid: str) -> asyncio.Future[None]:
+        pressing = asyncio.ensure_future(self._blocking(self._power.request_shutdown, domain_uuid))
+        # One that nobody looks at any more has nothing left to tell.
+        pressing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        return pressing
 
     async def _time_is_up(self, record: StopRecord) -> StopRecord:
         if record.mode == GRACEFUL:

@@ -18,7 +18,7 @@ from hostd.disks.chain import Chain, DiskTop, Obstacle, read_chain
 from hostd.disks.roots import StorageRoots
 from hostd.libvirt.definition import Definition, Disk, parse_definition
 from hostd.libvirt.errors import translated
-from hostd.libvirt.power import power_state
+from hostd.libvirt.power import is_hung, power_state
 from hostd.libvirt.xml import XmlError, attribute, parse
 from hostd.v1 import domain_pb2
 
@@ -214,9 +214,7 @@ def _libvirt_obstacles(dom: libvirt.virDomain, definition: Definition) -> Iterat
         if _is_external(snapshot.getXMLDesc(0)):
             yield _immovable(f"Its snapshot {snapshot.getName()} is external; merge it first.")
     if dom.isActive():
-        for disk in definition.disks:
-            if _has_block_job(dom, disk.target):
-                yield _immovable(f"A block job runs on its disk {disk.target}; let it end first.")
+        yield from _block_jobs(dom, definition)
 
 
 def _is_external(snapshot_xml: str) -> bool:
@@ -229,18 +227,27 @@ def _is_external(snapshot_xml: str) -> bool:
     return any(attribute(part, "snapshot") == "external" for part in parts)
 
 
-def _has_block_job(dom: libvirt.virDomain, target: str) -> bool:
-    try:
-        return bool(dom.blockJobInfo(target, 0))
-    except libvirt.libvirtError as error:
-        gone = (
-            # Plugged in since, or the guest went off while we looked.
-            libvirt.VIR_ERR_INVALID_ARG,
-            libvirt.VIR_ERR_OPERATION_INVALID,
-        )
-        if error.get_error_code() in gone:
-            return False
-        raise
+def _block_jobs(dom: libvirt.virDomain, definition: Definition) -> Iterator[Obstacle]:
+    for disk in definition.disks:
+        # Asking takes the domain's job lock, which a QEMU that hangs never lets go.
+        if is_hung(dom):
+            yield _immovable("Its QEMU does not answer libvirt; see what it waits for.")
+            return
+        try:
+            busy = bool(dom.blockJobInfo(disk.target, 0))
+        except libvirt.libvirtError as error:
+            passing = (
+                # Plugged in since, or the guest went off while we looked.
+                libvirt.VIR_ERR_INVALID_ARG,
+                libvirt.VIR_ERR_OPERATION_INVALID,
+                # Another call has the job lock: it hangs, or is done the next time.
+                libvirt.VIR_ERR_OPERATION_TIMEOUT,
+            )
+            if error.get_error_code() not in passing:
+                raise
+            continue
+        if busy:
+            yield _immovable(f"A block job runs on its disk {disk.target}; let it end first.")
 
 
 def _immovable(message: str) -> Obstacle:

@@ -39,6 +39,8 @@ _PASSING_PAUSES = frozenset(
     }
 )
 _AGENT_SECONDS = 3
+# An answer of QEMU takes milliseconds; one that is out for this long does not come.
+HUNG_AFTER_MILLISECONDS = 5000
 
 
 def power_state(dom: libvirt.virDomain) -> domain_pb2.PowerState.ValueType:
@@ -56,6 +58,27 @@ def power_state(dom: libvirt.virDomain) -> domain_pb2.PowerState.ValueType:
     return _STATES.get(state, domain_pb2.POWER_STATE_CHANGING)
 
 
+def is_hung(dom: libvirt.virDomain) -> bool:
+    """True when the domain's QEMU has not answered libvirt for seconds.
+
+    A further question would wait behind the open one, possibly for ever; this one
+    asks libvirt only.
+
+    Raises:
+        DroverError: DOMAIN_NOT_FOUND, LIBVIRT_UNAVAILABLE.
+    """
+    with translated(_subject(dom)):
+        try:
+            state, _, milliseconds = dom.controlInfo(0)
+        except libvirt.libvirtError as error:
+            if is_connection_trouble(error) or dom.isActive():
+                raise
+            return False
+    return state == libvirt.VIR_DOMAIN_CONTROL_ERROR or (
+        state == libvirt.VIR_DOMAIN_CONTROL_OCCUPIED and milliseconds > HUNG_AFTER_MILLISECONDS
+    )
+
+
 def went_off_by_itself(dom: libvirt.virDomain) -> bool:
     """True when the domain is off because the guest shut itself down.
 
@@ -70,11 +93,16 @@ def went_off_by_itself(dom: libvirt.virDomain) -> bool:
 
 
 def request_shutdown(dom: libvirt.virDomain) -> None:
-    """Press the ACPI power button; does nothing when the domain is off.
+    """Press the ACPI power button; does nothing when the domain is off or hung.
+
+    May wait for as long as QEMU does not answer.
 
     Raises:
         DroverError: LIBVIRT_UNAVAILABLE, INSTANCE_STATE, or what libvirt met.
     """
+    if is_hung(dom):
+        log.warning("QEMU does not answer; the power button was not pressed")
+        return
     with translated(_subject(dom), Reason.INSTANCE_STATE):
         try:
             dom.shutdownFlags(libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN)
@@ -87,13 +115,14 @@ def force_off(dom: libvirt.virDomain) -> None:
     """Pull the plug; does nothing when the domain is off.
 
     QEMU is asked to end first, so that it can flush what the guest believes
-    written; only a QEMU that does not is killed.
+    written; only a QEMU that does not, or hangs, is killed.
 
     Raises:
         DroverError: LIBVIRT_UNAVAILABLE, INSTANCE_STATE, or what libvirt met.
     """
+    ways = (0,) if is_hung(dom) else (libvirt.VIR_DOMAIN_DESTROY_GRACEFUL, 0)
     with translated(_subject(dom), Reason.INSTANCE_STATE):
-        for flags in (libvirt.VIR_DOMAIN_DESTROY_GRACEFUL, 0):
+        for flags in ways:
             try:
                 dom.destroyFlags(flags)
                 return

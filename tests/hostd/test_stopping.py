@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from controlplane.common.errors import DroverError
@@ -66,6 +69,16 @@ def test_force_comes_after_the_timeout_and_outlives_a_restart(
     wait_for(lambda: a.host.state(deaf_guest.name) == "shut off", "forced off")
     answer = a.client(asked)
     assert (answer.stopped, answer.previous_power_state, answer.forced) == (True, RUNNING, True)
+
+
+def test_a_qemu_that_hangs_is_forced_off_in_time(fleet: TwoHosts, guest: Guest) -> None:
+    a = fleet["a"]
+    move = Move(a, fleet["b"], guest.uuid)
+    pid = int(a.host.path(f"/run/libvirt/qemu/{guest.name}.pid").read_text())
+    os.kill(pid, signal.SIGSTOP)
+    answer = move.until_stopped(a, Mode.MODE_GRACEFUL_THEN_FORCE, seconds=7)
+    assert (answer.previous_power_state, answer.forced) == (RUNNING, True)
+    assert a.inventory().facts.libvirt_connected
 
 
 def test_force_is_at_once(fleet: TwoHosts, deaf_guest: Guest) -> None:
