@@ -74,8 +74,9 @@ def is_hung(dom: libvirt.virDomain) -> bool:
             if is_connection_trouble(error) or dom.isActive():
                 raise
             return False
-    return state == libvirt.VIR_DOMAIN_CONTROL_ERROR or (
-        state == libvirt.VIR_DOMAIN_CONTROL_OCCUPIED and milliseconds > HUNG_AFTER_MILLISECONDS
+    return bool(
+        state == libvirt.VIR_DOMAIN_CONTROL_ERROR
+        or (state == libvirt.VIR_DOMAIN_CONTROL_OCCUPIED and milliseconds > HUNG_AFTER_MILLISECONDS)
     )
 
 
