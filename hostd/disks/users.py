@@ -15,6 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
+
+log = structlog.stdlib.get_logger(__name__)
+
 _PROC = Path("/proc")
 _LOOPS = Path("/sys/block")
 # QEMU locks byte 100 + n for a permission it uses and 200 + n for one it denies others.
@@ -74,13 +78,20 @@ def find_users(paths: Sequence[Path]) -> list[FileUser]:
 
 def _processes(wanted: dict[tuple[int, int], Path]) -> list[FileUser]:
     users: list[FileUser] = []
+    hidden = 0
     for entry in _PROC.iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
-        # Processes and descriptors come and go while we look.
-        with suppress(OSError):
+        try:
             for path in _open_files(entry, wanted):
                 users.append(_describe(entry, path))
+        except PermissionError:
+            hidden += 1
+        except OSError:
+            # Processes come and go while we look.
+            continue
+    if hidden:
+        log.warning("open files of other processes are hidden from hostd", processes=hidden)
     return users
 
 
