@@ -117,7 +117,7 @@ def _loop_devices(wanted: dict[tuple[int, int], Path]) -> list[FileUser]:
     users = []
     for device in _LOOPS.glob("loop*"):
         with suppress(OSError):
-            backing = Path((device / "loop/backing_file").read_text().rstrip("\n"))
+            backing = Path((device / "loop/backing_file").read_text("utf-8").rstrip("\n"))
             status = backing.stat()
             path = wanted.get((status.st_dev, status.st_ino))
             if path is not None:

@@ -37,6 +37,7 @@ from hostd.libvirt.capture import (
     Meta,
     capture,
     define,
+    give_small_state,
     read_meta,
     refuse_taken_name,
     rewrite,
@@ -239,9 +240,10 @@ def _define_from_baggage(
         lambda xml: transform_domain(xml, paths, order.size, nvram or None, emulator),
         lambda xml: transform_snapshot(xml, paths, nvram or None),
     )
-    _refuse_foreign_paths((machine / DOMAIN).read_text(), set(paths.values()))
+    _refuse_foreign_paths((machine / DOMAIN).read_text("utf-8"), set(paths.values()))
     remove_small_state(nvram, tpm)
     put_back_small_state(machine, nvram, tpm)
+    give_small_state(meta, nvram, tpm)
     define(conn, machine, meta, autostart=meta.autostart)
     return record
 
@@ -287,7 +289,7 @@ def _emulator(conn: libvirt.virConnect, definition: Definition) -> str | None:
 
 def _definition(machine: Path) -> Definition:
     try:
-        return parse_definition((machine / DOMAIN).read_text())
+        return parse_definition((machine / DOMAIN).read_text("utf-8"))
     except (OSError, UnicodeDecodeError, XmlError) as error:
         raise DroverError(
             Reason.BUILD_FAILED, f"The definition in the baggage cannot be read: {error}."

@@ -26,6 +26,7 @@ from hostd.disks.durable import (
     Owner,
     copy_file,
     copy_tree,
+    give_to,
     make_private_directory,
     owner_of,
     remove_tree,
@@ -58,6 +59,9 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
         tpm: Where its TPM state lies; empty without any.
         current_snapshot: File name of the current snapshot; empty without one.
         owners: volume_id -> owner of the disk file.
+        nvram_owner: Owner of the NVRAM file; None without one.
+        tpm_owners: Path below the TPM state, "." for its top -> owner. swtpm runs as
+            a user of its own and needs each of them.
     """
 
     version: int = 1
@@ -68,6 +72,8 @@ class Meta(msgspec.Struct, frozen=True, kw_only=True):
     tpm: str = ""
     current_snapshot: str = ""
     owners: dict[str, Owner] = {}
+    nvram_owner: Owner | None = None
+    tpm_owners: dict[str, Owner] = {}
 
 
 def capture(dom: libvirt.virDomain, disks: Sequence[tuple[str, Path]], into: Path) -> Meta:
@@ -101,9 +107,38 @@ def capture(dom: libvirt.virDomain, disks: Sequence[tuple[str, Path]], into: Pat
             tpm=str(tpm) if tpm is not None and (into / TPM).exists() else "",
             current_snapshot=current,
             owners={volume_id: owner_of(path) for volume_id, path in disks},
+            nvram_owner=owner_of(into / NVRAM) if (into / NVRAM).exists() else None,
+            tpm_owners=_owners_below(into / TPM),
         )
         write_file(into / META, msgspec.json.format(msgspec.json.encode(meta)))
     return meta
+
+
+def _owners_below(top: Path) -> dict[str, Owner]:
+    found = [top, *sorted(top.rglob("*"))] if top.is_dir() else []
+    return {path.relative_to(top).as_posix(): owner_of(path) for path in found}
+
+
+def give_small_state(meta: Meta, nvram: str, tpm: str) -> None:
+    """Give NVRAM and TPM state that came from another host to their owners, by name.
+
+    Args:
+        meta: What the other host noted.
+        nvram: Where the NVRAM file lies here; empty without one.
+        tpm: Where the TPM state lies here; empty without any.
+
+    Raises:
+        OSError: They cannot be changed.
+    """
+    if nvram and meta.nvram_owner is not None and Path(nvram).exists():
+        give_to(Path(nvram), meta.nvram_owner)
+    if not tpm:
+        return
+    top = Path(tpm)
+    for path in [top, *top.rglob("*")]:
+        owner = meta.tpm_owners.get(path.relative_to(top).as_posix())
+        if owner is not None and path.exists():
+            give_to(path, owner)
 
 
 def read_meta(directory: Path) -> Meta:
@@ -186,15 +221,15 @@ def define(conn: libvirt.virConnect, directory: Path, meta: Meta, *, autostart: 
     subject = f"domains/{meta.uuid}"
     refuse_taken_name(conn, meta.name, meta.uuid)
     with translated(subject, Reason.BUILD_FAILED):
-        dom = conn.defineXML((directory / DOMAIN).read_text())
+        dom = conn.defineXML((directory / DOMAIN).read_text("utf-8"))
         redefine = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
         for path in _numbered(directory / SNAPSHOTS):
             current = path.name == meta.current_snapshot
             flags = redefine | (libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_CURRENT if current else 0)
-            dom.snapshotCreateXML(path.read_text(), flags)
+            dom.snapshotCreateXML(path.read_text("utf-8"), flags)
         for path in _numbered(directory / CHECKPOINTS):
             flags = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
-            dom.checkpointCreateXML(path.read_text(), flags)
+            dom.checkpointCreateXML(path.read_text("utf-8"), flags)
         dom.setAutostart(int(autostart))
 
 
@@ -225,9 +260,9 @@ def rewrite(directory: Path, domain: Callable[[str], str], metadata: Callable[[s
         metadata: Changes each snapshot and checkpoint.
     """
     path = directory / DOMAIN
-    write_file(path, domain(path.read_text()).encode())
+    write_file(path, domain(path.read_text("utf-8")).encode())
     for path in [*_numbered(directory / SNAPSHOTS), *_numbered(directory / CHECKPOINTS)]:
-        write_file(path, metadata(path.read_text()).encode())
+        write_file(path, metadata(path.read_text("utf-8")).encode())
 
 
 def snapshot_files(directory: Path) -> list[Path]:

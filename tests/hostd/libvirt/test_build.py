@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +81,31 @@ def test_a_rich_guest_arrives_as_it_was(
     assert str(guest.disks[1]) not in embedded
     assert built.autostart
     assert build_domain(conn, order, roots, state_dir) == built
+
+
+def test_swtpm_and_qemu_can_read_their_state_as_the_users_they_are(
+    conn: libvirt.virConnect, roots: StorageRoots, state_dir: Path
+) -> None:
+    """libvirt itself sets only the owner of the directory that holds the state."""
+    guest = rich_guest()
+    tss, qemu = pwd.getpwnam("tss"), pwd.getpwnam("libvirt-qemu")
+    tpm_of(guest).chmod(0o711)
+    for path in (tpm_of(guest) / "tpm2", tpm_of(guest) / "tpm2/state"):
+        os.chown(path, tss.pw_uid, tss.pw_gid)
+    os.chown(nvram_of(guest), qemu.pw_uid, qemu.pw_gid)
+    before = {path: ownership(path) for path in small_state(guest)}
+    order = arrive(conn, guest, roots, state_dir)
+    build_domain(conn, order, roots, state_dir)
+    assert {path: ownership(path) for path in small_state(guest)} == before
+
+
+def small_state(guest: Guest) -> list[Path]:
+    return [nvram_of(guest), tpm_of(guest), *sorted(tpm_of(guest).rglob("*"))]
+
+
+def ownership(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_mode, status.st_uid, status.st_gid
 
 
 def test_another_size_and_a_larger_disk(
