@@ -1,15 +1,18 @@
 //! The keeper of a session: the one thread that opens, syncs and publishes.
 //!
 //! It writes a barrier (data durable, then the journal) when enough has been
-//! written or a second has passed. When the sender has finished all volumes and
+//! written (dirt.rs) or a second has passed. When the sender has finished all volumes and
 //! all digests agree, it publishes them and lets go of all files before anybody
 //! hears of it: whoever opens a published file finds it unlocked.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::select;
+
 use crate::digest::{self, Hash};
+use crate::dirt;
 use crate::entry::{Entry, MAX_ENTRY};
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{Header, Kind};
@@ -19,8 +22,6 @@ use crate::pool::lock;
 use crate::session::{Phase, Session, TICK};
 use crate::target::{Opened, Target};
 
-/// A barrier comes after so many bytes at the latest: what a crash can cost.
-const BARRIER_BYTES: u64 = 64 << 20;
 /// A barrier comes after this time at the latest.
 const BARRIER_TIME: Duration = Duration::from_secs(1);
 
@@ -58,15 +59,19 @@ impl Keeper<'_> {
     fn keep(&mut self) -> Result<()> {
         let orders = self.session.orders();
         while !self.session.stopping() {
-            if let Ok(order) = orders.recv_timeout(TICK) {
-                match order.header.kind {
-                    Kind::Open => self.open(&order)?,
-                    _ => self.finish(&order)?,
-                }
+            select! {
+                recv(orders) -> order => if let Ok(order) = order {
+                    match order.header.kind {
+                        Kind::Open => self.open(&order)?,
+                        _ => self.finish(&order)?,
+                    }
+                },
+                recv(self.session.dirt.alarm()) -> _ => {}
+                default(TICK) => {}
             }
             self.session.tick();
-            let written = self.session.unsynced.load(Ordering::Relaxed);
-            if written >= BARRIER_BYTES || (written > 0 && self.synced.elapsed() > BARRIER_TIME) {
+            let dirt = self.session.dirt.bytes();
+            if dirt >= dirt::BARRIER || (dirt > 0 && self.synced.elapsed() > BARRIER_TIME) {
                 self.barrier()?;
             }
         }
@@ -76,10 +81,11 @@ impl Keeper<'_> {
     }
 
     fn barrier(&mut self) -> Result<()> {
-        self.session.unsynced.store(0, Ordering::Relaxed);
+        let covered = self.session.dirt.bytes();
         for target in self.targets().iter().flatten() {
             target.barrier()?;
         }
+        self.session.dirt.settle(covered);
         self.synced = Instant::now();
         Ok(())
     }
@@ -102,7 +108,13 @@ impl Keeper<'_> {
             return Err(about(MoverError::new(Code::SourceInvalid, text)));
         }
         if lock(&self.session.receipts)[volume].is_none() && self.targets()[volume].is_none() {
-            match Target::open(spec, &self.session.tag, open.identity).map_err(about)? {
+            let said = Mutex::new(Instant::now());
+            let go_on = || {
+                self.session.sign_of_life(&order.link, &mut lock(&said));
+                !self.session.stopping()
+            };
+            let opened = Target::open(spec, &self.session.tag, open.identity, &go_on);
+            match opened.map_err(about)? {
                 Opened::Published(mut receipt) => {
                     receipt.volume.clone_from(&spec.volume);
                     self.session.note_published(volume, receipt);

@@ -22,7 +22,8 @@ pub struct OpenSegment {
 enum Slot {
     Empty,
     Open(Box<OpenSegment>),
-    Closed(Hash),
+    /// Hash of all chunks, and their data bytes as far as known.
+    Closed(Hash, u64),
 }
 
 /// The state of all chunks of one volume.
@@ -84,7 +85,7 @@ impl Ledger {
         match &self.slots[(chunk / SEGMENT_CHUNKS) as usize] {
             Slot::Empty => false,
             Slot::Open(open) => open.done & (1 << (chunk % SEGMENT_CHUNKS)) != 0,
-            Slot::Closed(_) => true,
+            Slot::Closed(..) => true,
         }
     }
 
@@ -93,7 +94,7 @@ impl Ledger {
         match &self.slots[segment] {
             Slot::Empty => 0,
             Slot::Open(open) => open.done,
-            Slot::Closed(_) => self.full_mask(segment),
+            Slot::Closed(..) => self.full_mask(segment),
         }
     }
 
@@ -108,7 +109,7 @@ impl Ledger {
     /// The hash of a folded segment.
     pub fn closed_hash(&self, segment: usize) -> Option<Hash> {
         match &self.slots[segment] {
-            Slot::Closed(hash) => Some(*hash),
+            Slot::Closed(hash, _) => Some(*hash),
             _ => None,
         }
     }
@@ -157,7 +158,7 @@ impl Ledger {
             let segment = (chunk / SEGMENT_CHUNKS) as usize;
             let stop = ((segment as u64 + 1) * SEGMENT_CHUNKS).min(end);
             if self.covers(segment, chunk, stop) && matches!(self.slots[segment], Slot::Empty) {
-                self.slots[segment] = Slot::Closed(ZERO_HASH);
+                self.slots[segment] = Slot::Closed(ZERO_HASH, 0);
                 self.done_bytes += (stop * CHUNK).min(self.size) - chunk * CHUNK;
             } else {
                 for one in chunk..stop {
@@ -176,9 +177,29 @@ impl Ledger {
             let full = self.full_mask(segment);
             if open.done == full {
                 let hash = digest::segment_hash(&open.hashes[..full.count_ones() as usize]);
-                self.slots[segment] = Slot::Closed(hash);
+                let data = open.data.iter().map(|bytes| u64::from(*bytes)).sum();
+                self.slots[segment] = Slot::Closed(hash, data);
             }
         }
+    }
+
+    /// Forgets all that is known of a segment.
+    pub fn forget(&mut self, segment: usize) {
+        let first = segment as u64 * SEGMENT_CHUNKS;
+        let done = self.done_bits(segment);
+        let chunks = (0..SEGMENT_CHUNKS).filter(|i| done & (1 << i) != 0);
+        self.done_bytes -= chunks
+            .map(|i| digest::chunk_len(self.size, first + i) as u64)
+            .sum::<u64>();
+        self.data_bytes -= match &self.slots[segment] {
+            Slot::Empty => 0,
+            Slot::Closed(_, data) => *data,
+            Slot::Open(open) => (0..64)
+                .filter(|i| open.done & (1 << i) != 0)
+                .map(|i| u64::from(open.data[i]))
+                .sum(),
+        };
+        self.slots[segment] = Slot::Empty;
     }
 
     /// Takes over a whole segment that the other end has made durable.
@@ -186,7 +207,7 @@ impl Ledger {
         if matches!(self.slots[segment], Slot::Empty) {
             let first = segment as u64 * SEGMENT_CHUNKS;
             let end = (first + SEGMENT_CHUNKS) * CHUNK;
-            self.slots[segment] = Slot::Closed(hash);
+            self.slots[segment] = Slot::Closed(hash, 0);
             self.done_bytes += end.min(self.size) - first * CHUNK;
         }
     }
@@ -198,12 +219,12 @@ impl Ledger {
 
     /// The root digest; None while a segment is not folded.
     pub fn root(&self) -> Option<Hash> {
-        let closed = |slot: &Slot| matches!(slot, Slot::Closed(_));
+        let closed = |slot: &Slot| matches!(slot, Slot::Closed(..));
         self.slots.iter().all(closed).then(|| {
             digest::root(
                 self.size,
                 self.slots.iter().filter_map(|slot| match slot {
-                    Slot::Closed(hash) => Some(hash),
+                    Slot::Closed(hash, _) => Some(hash),
                     _ => None,
                 }),
             )
@@ -281,6 +302,25 @@ mod tests {
         let mut ledger = Ledger::new(SIZE);
         assert!(!ledger.confirm(0));
         assert_eq!(ledger.done_bytes(), 0);
+    }
+
+    #[test]
+    fn a_forgotten_segment_counts_no_more() {
+        let mut ledger = Ledger::new(SIZE);
+        for chunk in 0..70 {
+            ledger.offer(chunk, [1; 32], 9).unwrap();
+            ledger.confirm(chunk);
+        }
+        ledger.close_if_full(0);
+        ledger.forget(1);
+        assert_eq!(
+            (ledger.done_bytes(), ledger.data_bytes()),
+            (64 * CHUNK, 64 * 9)
+        );
+        ledger.forget(0);
+        assert_eq!((ledger.done_bytes(), ledger.data_bytes()), (0, 0));
+        assert!(!ledger.is_done(0));
+        ledger.offer(0, [2; 32], 9).unwrap();
     }
 
     #[test]

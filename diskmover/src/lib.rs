@@ -9,9 +9,11 @@
 //! Threads block and queues are bounded; the buffer pool of each side is the
 //! only flow control. docs/wire-protocol.md tells what goes over the wire.
 
+pub mod audit;
 pub mod beneath;
 pub mod codec;
 pub mod digest;
+pub mod dirt;
 pub mod entry;
 pub mod error;
 pub mod feed;
@@ -22,9 +24,12 @@ pub mod ledger;
 pub mod link;
 pub mod listener;
 pub mod local;
+pub mod medium;
 pub mod messages;
 pub mod plan;
 pub mod pool;
+#[cfg(test)]
+mod power;
 pub mod progress;
 pub mod publish;
 pub mod push;
@@ -34,6 +39,7 @@ pub mod receipt;
 pub mod session;
 pub mod source;
 pub mod stages;
+pub mod store;
 pub mod sys;
 pub mod target;
 pub mod throttle;

@@ -20,7 +20,7 @@ use crate::messages::{self, Hello, Keys, VERSION};
 use crate::pool::lock;
 use crate::progress::Progress;
 use crate::session::{MAX_VOLUMES, Opening, Phase, Session};
-use crate::target::TargetSpec;
+use crate::target::{TargetSpec, Trust};
 use crate::tls::TlsFiles;
 
 /// Time for the TLS handshake and HELLO together.
@@ -352,6 +352,7 @@ impl Shared {
             mode: 0o600,
             uid: None,
             gid: None,
+            trust: Trust::default(),
         };
         self.forget_idle();
         self.register(Opening {

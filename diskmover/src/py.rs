@@ -21,7 +21,7 @@ use crate::progress;
 use crate::publish;
 use crate::push;
 use crate::session::{Opening, Phase};
-use crate::target::TargetSpec;
+use crate::target::{TargetSpec, Trust};
 use crate::tls::TlsFiles;
 use crate::{error, local};
 
@@ -148,6 +148,7 @@ impl Receiver {
             mode,
             uid,
             gid,
+            trust: Trust::default(),
         };
         let volumes = volumes.into_iter().map(spec).collect();
         let opening = Opening {

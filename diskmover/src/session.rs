@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 
 use crate::codec::Decoder;
 use crate::digest::{self, BLOCK, Bitmap};
+use crate::dirt::Dirt;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{self, CODEC_ZSTD, Header, Kind};
 use crate::keeper::{self, Order};
@@ -94,8 +95,8 @@ pub struct Session {
     pub targets: RwLock<Vec<Option<Arc<Target>>>>,
     /// Receipts of the published volumes.
     pub receipts: Mutex<Vec<Option<Receipt>>>,
-    /// Bytes written since the last barrier.
-    pub unsynced: AtomicU64,
+    /// Bytes written and not durable.
+    pub dirt: Dirt,
     /// Workers that have not ended.
     pub workers: AtomicUsize,
     /// Tells the workers to end.
@@ -125,7 +126,7 @@ impl Session {
             specs: opening.volumes,
             targets: RwLock::new(vec![None; count]),
             receipts: Mutex::new(vec![None; count]),
-            unsynced: AtomicU64::new(0),
+            dirt: Dirt::default(),
             workers: AtomicUsize::new(0),
             drained: AtomicBool::new(false),
             stop: AtomicBool::new(false),
@@ -467,7 +468,8 @@ impl Session {
         false
     }
 
-    fn sign_of_life(&self, link: &Link, last: &mut Instant) {
+    /// Tells the sender that we live, now and then.
+    pub fn sign_of_life(&self, link: &Link, last: &mut Instant) {
         if last.elapsed() > BUSY_SIGN {
             *last = Instant::now();
             let _ = link.send(&Header::new(Kind::Ping, 0), &[]);
@@ -517,6 +519,11 @@ impl Session {
                 }
                 continue;
             };
+            while !self.dirt.has_room(TICK) {
+                if self.stopping() {
+                    return Ok(());
+                }
+            }
             let (link, header) = match job {
                 Job::Zeros(link, header) => {
                     self.place_zeros(&header)?;
@@ -584,8 +591,7 @@ impl Session {
             ));
         }
         target.place(header.offset / digest::CHUNK, bitmap, data, hash)?;
-        self.unsynced
-            .fetch_add(data.len() as u64, Ordering::Relaxed);
+        self.dirt.add(data.len() as u64);
         Ok(())
     }
 
@@ -601,7 +607,7 @@ impl Session {
         }
         let end = (header.offset + header.logical_len).div_ceil(digest::CHUNK);
         target.place_zeros(header.offset / digest::CHUNK, end)?;
-        self.unsynced.fetch_add(1, Ordering::Relaxed);
+        self.dirt.add(1);
         Ok(())
     }
 

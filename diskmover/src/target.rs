@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{AtFlags, FallocateFlags, FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use crate::audit::{self, Expected};
 use crate::beneath::{self, Names};
 use crate::digest::{self, BLOCK, Bitmap, CHUNK, Hash, SEGMENT_CHUNKS};
 use crate::entry::{self, Entry};
 use crate::error::{Code, MoverError, Result};
 use crate::journal::{Journal, Subject};
 use crate::ledger::Ledger;
+use crate::medium::Medium;
 use crate::messages::Receipt;
 use crate::pool::lock;
 use crate::publish;
@@ -41,6 +41,18 @@ pub struct TargetSpec {
     pub uid: Option<u32>,
     /// Group when published.
     pub gid: Option<u32>,
+    /// What is believed of an earlier attempt.
+    pub trust: Trust,
+}
+
+/// How far a journal is believed when a copy goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Trust {
+    /// What it noted last is read back and hashed, the rest is believed.
+    #[default]
+    Normal,
+    /// All is read back and hashed.
+    Paranoid,
 }
 
 /// What opening a target found.
@@ -61,11 +73,7 @@ struct Book {
 pub struct Target {
     spec: TargetSpec,
     names: Names,
-    part: File,
-    direct: Option<File>,
-    direct_works: AtomicBool,
-    /// Whether what was never written reads as zero.
-    fresh: bool,
+    medium: Medium,
     /// Bytes that were durable when it was opened.
     pub resumed: u64,
     book: Mutex<Book>,
@@ -74,7 +82,14 @@ pub struct Target {
 
 impl Target {
     /// Opens the target of a source with this identity; resumes if it can.
-    pub fn open(spec: &TargetSpec, tag: &str, identity: Identity) -> Result<Opened> {
+    ///
+    /// Reading back can take long: `go_on` is called meanwhile, and ends it.
+    pub fn open(
+        spec: &TargetSpec,
+        tag: &str,
+        identity: Identity,
+        go_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Opened> {
         let names = Names::open(&spec.root, &spec.name, tag)?;
         if let Some(found) = receipt::published(&names)? {
             // Killed between publishing and tidying up.
@@ -93,33 +108,35 @@ impl Target {
             tag,
             part_inode,
         };
-        let mut ledger = Ledger::new(identity.size);
-        let mut fresh = false;
         let found = if has_size(&part, identity.size) {
-            Journal::load(&names, &subject, &mut ledger)?
+            Journal::load(&names, &subject)?
         } else {
             None
         };
-        let journal = match found {
-            Some(journal) => journal,
+        let fresh = found.is_none();
+        let (mut journal, mut ledger, recent) = match found {
+            Some(found) => (found.journal, found.ledger, found.recent),
             None => {
-                ledger = Ledger::new(identity.size);
-                fresh = true;
                 make_blank(&part, identity.size)
                     .map_err(|e| names.failed("cannot size", &names.part, e))?;
-                Journal::create(&names, &subject)?
+                let journal = Journal::create(&names, &subject)?;
+                (journal, Ledger::new(identity.size), Vec::new())
             }
         };
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::DIRECT;
         let direct = beneath::open(&names.dir, &names.part, flags, Mode::empty()).ok();
         let direct =
             direct.filter(|fd| rustix::fs::fstat(fd).is_ok_and(|s| s.st_ino == part_inode));
+        let unmeasured = |e| MoverError::target_io("cannot measure a part", &e);
+        let medium = Medium::new(part, direct.map(File::from), fresh).map_err(unmeasured)?;
+        let suspects = match spec.trust {
+            Trust::Normal => recent,
+            Trust::Paranoid => (0..ledger.segments()).collect(),
+        };
+        distrust(&medium, &mut ledger, &mut journal, &suspects, go_on)?;
         Ok(Opened::Receiving(Box::new(Target {
             spec: spec.clone(),
-            part,
-            direct: direct.map(File::from),
-            direct_works: AtomicBool::new(true),
-            fresh,
+            medium,
             resumed: ledger.done_bytes(),
             book: Mutex::new(Book {
                 ledger,
@@ -225,14 +242,10 @@ impl Target {
         if pending.is_empty() {
             return Ok(());
         }
-        rustix::fs::fdatasync(&self.part).map_err(|e| self.failed("cannot make durable", e))?;
-        journal.append(&entries).map_err(|e| {
-            MoverError::target_io(
-                &format!("cannot write the journal of {}", self.names.shown),
-                &e,
-            )
-            .in_volume(&self.spec.volume)
-        })?;
+        let durable = self.medium.sync();
+        durable.map_err(|e| self.failed("cannot make durable", &e))?;
+        let noted = journal.append(&entries);
+        noted.map_err(|e| self.failed("cannot write the journal of", &e))?;
         let mut book = lock(&self.book);
         for segment in pending.into_keys() {
             if !book.pending.contains_key(&segment) {
@@ -275,54 +288,19 @@ impl Target {
                 root: book.ledger.root().unwrap_or_default(),
             }
         };
-        publish::publish(&self.names, &self.part, &self.spec, &receipt)
+        publish::publish(&self.names, self.medium.file(), &self.spec, &receipt)
             .map_err(|e| e.in_volume(&self.spec.volume))?;
         Ok(receipt)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
-        let mut at = 0;
-        if let Some(direct) = &self.direct
-            && self.direct_works.load(Ordering::Relaxed)
-            && (data.as_ptr() as usize).is_multiple_of(ALIGN)
-            && offset.is_multiple_of(ALIGN as u64)
-        {
-            let whole = data.len() & !(ALIGN - 1);
-            match direct.write_all_at(&data[..whole], offset) {
-                Ok(()) => at = whole,
-                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
-                    self.direct_works.store(false, Ordering::Relaxed);
-                }
-                Err(e) => return Err(self.write_failed(offset, &e)),
-            }
-        }
-        self.part
-            .write_all_at(&data[at..], offset + at as u64)
-            .map_err(|e| self.write_failed(offset + at as u64, &e))
+        let written = self.medium.write(offset, data);
+        written.map_err(|e| self.failed("cannot write", &e).at(offset))
     }
 
-    /// Makes a range read as zero; a fresh part does already.
     fn zero(&self, offset: u64, len: u64) -> Result<()> {
-        if self.fresh || len == 0 {
-            return Ok(());
-        }
-        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        let range = FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE;
-        for flags in [punch, range] {
-            match rustix::fs::fallocate(&self.part, flags, offset, len) {
-                Ok(()) => return Ok(()),
-                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
-                Err(e) => return Err(self.write_failed(offset, &e.into())),
-            }
-        }
-        let zeros = [0; 1 << 16];
-        for at in (0..len).step_by(zeros.len()) {
-            let piece = (len - at).min(zeros.len() as u64) as usize;
-            self.part
-                .write_all_at(&zeros[..piece], offset + at)
-                .map_err(|e| self.write_failed(offset + at, &e))?;
-        }
-        Ok(())
+        let zeroed = self.medium.zero(offset, len);
+        zeroed.map_err(|e| self.failed("cannot zero", &e).at(offset))
     }
 
     fn conflict(&self, chunk: u64) -> MoverError {
@@ -330,22 +308,39 @@ impl Target {
         self.about(MoverError::new(Code::SourceChanged, text).at(chunk * CHUNK))
     }
 
-    fn write_failed(&self, offset: u64, error: &io::Error) -> MoverError {
-        let what = format!("cannot write {}", self.names.shown);
-        MoverError::target_io(&what, error)
-            .in_volume(&self.spec.volume)
-            .at(offset)
-    }
-
-    fn failed(&self, what: &str, error: Errno) -> MoverError {
-        self.names
-            .failed(what, &self.names.part, error)
-            .in_volume(&self.spec.volume)
+    fn failed(&self, what: &str, error: &io::Error) -> MoverError {
+        let what = format!("{what} {}", self.names.shown);
+        MoverError::target_io(&what, error).in_volume(&self.spec.volume)
     }
 
     fn about(&self, error: MoverError) -> MoverError {
         error.at_receiver().in_volume(&self.spec.volume)
     }
+}
+
+/// Takes back what the suspected segments do not hold.
+fn distrust(
+    medium: &Medium,
+    ledger: &mut Ledger,
+    journal: &mut Journal,
+    suspects: &[usize],
+    go_on: &(dyn Fn() -> bool + Sync),
+) -> Result<()> {
+    let expected: Vec<Expected> = suspects
+        .iter()
+        .filter_map(|segment| Expected::of(ledger, *segment))
+        .collect();
+    let Some(bad) = audit::failing(medium, &expected, go_on) else {
+        let text = "the session ended while what an earlier one placed was read back";
+        return Err(MoverError::new(Code::SessionClosed, text).at_receiver());
+    };
+    if bad.is_empty() {
+        return Ok(());
+    }
+    let noted = journal.forget(&bad);
+    noted.map_err(|e| MoverError::target_io("cannot write a journal", &e))?;
+    bad.into_iter().for_each(|segment| ledger.forget(segment));
+    Ok(())
 }
 
 /// Opens or creates the part, locked; refuses what is not a plain file of ours.

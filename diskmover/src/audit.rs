@@ -1,0 +1,120 @@
+//! Reads back what a ledger says stands on a medium.
+
+use std::io;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
+
+use crate::digest::{self, CHUNK, Hash, SEGMENT_CHUNKS, ZERO_HASH};
+use crate::ledger::Ledger;
+use crate::medium::Medium;
+use crate::pool::lock;
+use crate::sys::AlignedBuf;
+
+/// What the chunks of a segment should be.
+pub struct Expected {
+    segment: usize,
+    chunks: u64,
+    bits: u64,
+    content: Content,
+    size: u64,
+}
+
+enum Content {
+    /// Hash of the whole segment.
+    Segment(Hash),
+    /// Hashes of the chunks.
+    Chunks(Box<[Hash; 64]>),
+}
+
+impl Expected {
+    /// What the ledger says of a segment; None when nothing of it is done.
+    pub fn of(ledger: &Ledger, segment: usize) -> Option<Expected> {
+        let bits = ledger.done_bits(segment);
+        let content = match (ledger.closed_hash(segment), ledger.open_segment(segment)) {
+            (Some(hash), _) => Content::Segment(hash),
+            (None, Some(open)) => Content::Chunks(Box::new(open.hashes)),
+            (None, None) => return None,
+        };
+        (bits != 0).then_some(Expected {
+            segment,
+            chunks: ledger.full_mask(segment).count_ones().into(),
+            bits,
+            content,
+            size: ledger.size(),
+        })
+    }
+
+    fn holds(&self, medium: &Medium, buffer: &mut [u8]) -> io::Result<bool> {
+        let mut found = [ZERO_HASH; 64];
+        for index in (0..self.chunks).filter(|i| self.bits & (1 << i) != 0) {
+            let chunk = self.segment as u64 * SEGMENT_CHUNKS + index;
+            found[index as usize] = hash_of(medium, self.size, chunk, buffer)?;
+        }
+        Ok(match &self.content {
+            Content::Segment(hash) => digest::segment_hash(&found[..self.chunks as usize]) == *hash,
+            Content::Chunks(hashes) => {
+                (0..64).all(|i| self.bits & (1 << i) == 0 || found[i] == hashes[i])
+            }
+        })
+    }
+}
+
+/// Segments that do not hold what they should, or cannot be read; in parallel.
+/// `go_on` is asked now and then; None when it denied.
+pub fn failing(
+    medium: &Medium,
+    expected: &[Expected],
+    go_on: &(dyn Fn() -> bool + Sync),
+) -> Option<Vec<usize>> {
+    let bad = Mutex::new(Vec::new());
+    let next = AtomicUsize::new(0);
+    let stopped = Mutex::new(false);
+    let work = || {
+        let Some(mut buffer) = AlignedBuf::new(CHUNK as usize) else {
+            *lock(&stopped) = true;
+            return;
+        };
+        while let Some(one) = expected.get(next.fetch_add(1, Ordering::Relaxed)) {
+            if !go_on() {
+                *lock(&stopped) = true;
+                return;
+            }
+            if !one.holds(medium, &mut buffer).unwrap_or(false) {
+                lock(&bad).push(one.segment);
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(4).min(expected.len()) {
+            scope.spawn(work);
+        }
+    });
+    let stopped = *lock(&stopped);
+    let mut bad = std::mem::take(&mut *lock(&bad));
+    bad.sort_unstable();
+    (!stopped).then_some(bad)
+}
+
+/// Hash of a chunk as it stands on the medium.
+fn hash_of(medium: &Medium, size: u64, chunk: u64, buffer: &mut [u8]) -> io::Result<Hash> {
+    let len = digest::chunk_len(size, chunk);
+    if is_hole(medium, chunk * CHUNK, len as u64) {
+        return Ok(ZERO_HASH);
+    }
+    medium.read(chunk * CHUNK, len, buffer)?;
+    let bitmap = digest::scan(&buffer[..len]);
+    let data = digest::compact(&mut buffer[..len], &bitmap);
+    Ok(digest::chunk_hash(&bitmap, &buffer[..data]))
+}
+
+fn is_hole(medium: &Medium, offset: u64, len: u64) -> bool {
+    match rustix::fs::seek(medium.file(), SeekFrom::Data(offset)) {
+        Ok(data) => data >= offset + len,
+        Err(Errno::NXIO) => true,
+        Err(_) => false,
+    }
+}

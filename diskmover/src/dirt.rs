@@ -1,0 +1,92 @@
+//! What is written and not yet durable: what a crash costs, and its bound.
+//!
+//! A worker asks for room before it writes and notes afterwards what it wrote.
+//! The keeper makes all durable when half of the room is used, so that workers
+//! need not wait unless the disk does not keep up.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::pool::lock;
+
+/// Most bytes that a crash of the receiver can cost, beside what is in flight.
+pub const MOST: u64 = 64 << 20;
+/// A barrier begins when so many bytes are not durable.
+pub const BARRIER: u64 = MOST / 2;
+/// What workers can be writing at the same time.
+const UNDER_WAY: u64 = 4 << 20;
+
+/// Bytes that are written and not durable.
+pub struct Dirt {
+    bytes: Mutex<u64>,
+    settled: Condvar,
+    alarm: (Sender<()>, Receiver<()>),
+}
+
+impl Default for Dirt {
+    fn default() -> Self {
+        Dirt {
+            bytes: Mutex::default(),
+            settled: Condvar::new(),
+            alarm: bounded(1),
+        }
+    }
+}
+
+impl Dirt {
+    /// Waits for room, at most `timeout`; true when there is some.
+    pub fn has_room(&self, timeout: Duration) -> bool {
+        let full = |bytes: &mut u64| *bytes > MOST - UNDER_WAY;
+        let (bytes, _) = self
+            .settled
+            .wait_timeout_while(lock(&self.bytes), timeout, full)
+            .unwrap_or_else(PoisonError::into_inner);
+        *bytes <= MOST - UNDER_WAY
+    }
+
+    /// Notes bytes that were written.
+    pub fn add(&self, bytes: u64) {
+        let mut sum = lock(&self.bytes);
+        *sum += bytes;
+        if *sum >= BARRIER {
+            let _ = self.alarm.0.try_send(()); // full: it rings already
+        }
+    }
+
+    /// Rings when it is time for a barrier.
+    pub fn alarm(&self) -> &Receiver<()> {
+        &self.alarm.1
+    }
+
+    /// Bytes that are not durable.
+    pub fn bytes(&self) -> u64 {
+        *lock(&self.bytes)
+    }
+
+    /// Notes that so many bytes have become durable.
+    pub fn settle(&self, bytes: u64) {
+        *lock(&self.bytes) -= bytes;
+        self.settled.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writers_wait_until_something_is_durable() {
+        let dirt = Dirt::default();
+        assert!(dirt.has_room(Duration::ZERO));
+        dirt.add(MOST);
+        assert!(!dirt.has_room(Duration::ZERO));
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| dirt.has_room(Duration::from_secs(20)));
+            dirt.settle(MOST);
+            assert!(writer.join().unwrap());
+        });
+        assert_eq!(dirt.bytes(), 0);
+    }
+}

@@ -1,0 +1,177 @@
+//! Where the bytes of a target lie: a part under construction, or a block device.
+//!
+//! O_DIRECT where the range is aligned, the page cache for odd tails and where
+//! the file system refuses it. Making a range read as zero, from the cheapest
+//! that is certain to the last resort:
+//!
+//! ```text
+//! fresh file         nothing: what was never written reads as zero
+//! sparse file        PUNCH_HOLE
+//! preallocated file  ZERO_RANGE, which keeps the space
+//! block device       PUNCH_HOLE: the kernel zeroes with its own command or refuses
+//! refused            read, and write zeros only where something else stands
+//! ```
+//! Discarding promises nothing about what is read afterwards; it is never used.
+//! Neither is BLKZEROOUT: where the device has no command of its own it writes
+//! zeros everywhere, which fills thin volumes.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{FallocateFlags, FileType};
+
+use crate::digest;
+use crate::store::Store;
+use crate::sys::ALIGN;
+
+/// What a file can do about zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Zeroing {
+    /// Nothing stands there: there is nothing to do.
+    Fresh,
+    /// Give the space back.
+    Punch,
+    /// Keep the space.
+    Keep,
+}
+
+/// An open medium.
+pub struct Medium {
+    cached: Store,
+    direct: Option<Store>,
+    direct_works: AtomicBool,
+    zeroing: Zeroing,
+    zeroing_works: AtomicBool,
+}
+
+impl Medium {
+    /// A medium of an open file, and the same file opened with O_DIRECT.
+    ///
+    /// `fresh` says that all of it reads as zero now.
+    pub fn new(file: File, direct: Option<File>, fresh: bool) -> io::Result<Medium> {
+        let stat = rustix::fs::fstat(&file)?;
+        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        let allocated = stat.st_blocks as u64 * 512;
+        let zeroing = if fresh {
+            Zeroing::Fresh
+        } else if is_file && stat.st_size > 0 && allocated >= stat.st_size as u64 {
+            Zeroing::Keep
+        } else {
+            Zeroing::Punch
+        };
+        Ok(Medium {
+            cached: Store::new(file),
+            direct: direct.map(Store::new),
+            direct_works: AtomicBool::new(true),
+            zeroing,
+            zeroing_works: AtomicBool::new(true),
+        })
+    }
+
+    /// The file, for what changes nothing in it.
+    pub fn file(&self) -> &File {
+        self.cached.file()
+    }
+
+    /// Writes all of `data`; it comes in one go when memory and offset are aligned.
+    pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut at = 0;
+        if let Some(direct) = self.direct_for(data.as_ptr() as usize, offset) {
+            let whole = data.len() & !(ALIGN - 1);
+            match direct.write_at(&data[..whole], offset) {
+                Ok(()) => at = whole,
+                Err(e) if refuses(&e) => self.direct_works.store(false, Ordering::Relaxed),
+                Err(e) => return Err(e),
+            }
+        }
+        if at == data.len() {
+            return Ok(());
+        }
+        self.cached.write_at(&data[at..], offset + at as u64)
+    }
+
+    /// Makes a range read as zero.
+    pub fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flag = match self.zeroing {
+            _ if len == 0 => return Ok(()),
+            Zeroing::Fresh => return Ok(()),
+            Zeroing::Punch => FallocateFlags::PUNCH_HOLE,
+            Zeroing::Keep => FallocateFlags::ZERO_RANGE,
+        };
+        if self.zeroing_works.load(Ordering::Relaxed) {
+            let flags = flag | FallocateFlags::KEEP_SIZE;
+            match self.cached.fallocate(flags, offset, len) {
+                Ok(()) => return Ok(()),
+                // An odd tail of a block device, which alone is refused.
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(e) if refuses(&e) => self.zeroing_works.store(false, Ordering::Relaxed),
+                Err(e) => return Err(e),
+            }
+        }
+        self.zero_what_is_not(offset, len)
+    }
+
+    /// Fills `buffer`, which has room for `len` rounded up, from the medium.
+    ///
+    /// What is read comes from the device, not from memory, as far as the system
+    /// lets us choose: it proves what a reboot would find.
+    pub fn read(&self, offset: u64, len: usize, buffer: &mut [u8]) -> io::Result<()> {
+        let mut at = 0;
+        if let Some(direct) = self.direct_for(buffer.as_ptr() as usize, offset) {
+            let whole = len & !(ALIGN - 1);
+            match direct.read_at(&mut buffer[..whole], offset) {
+                Ok(()) => at = whole,
+                Err(e) if refuses(&e) => self.direct_works.store(false, Ordering::Relaxed),
+                Err(e) => return Err(e),
+            }
+        }
+        if at == len {
+            return Ok(());
+        }
+        self.cached.uncache(offset + at as u64, (len - at) as u64);
+        self.cached
+            .read_at(&mut buffer[at..len], offset + at as u64)
+    }
+
+    /// Makes durable what was written.
+    pub fn sync(&self) -> io::Result<()> {
+        self.cached.sync()?;
+        // The same file, so the same pages: this one only notes it.
+        #[cfg(test)]
+        if let Some(direct) = &self.direct {
+            direct.sync()?;
+        }
+        Ok(())
+    }
+
+    fn direct_for(&self, memory: usize, offset: u64) -> Option<&Store> {
+        let aligned = memory.is_multiple_of(ALIGN) && offset.is_multiple_of(ALIGN as u64);
+        let usable = aligned && self.direct_works.load(Ordering::Relaxed);
+        self.direct.as_ref().filter(|_| usable)
+    }
+
+    /// Writes zeros only where something else stands, so that thin volumes stay thin.
+    fn zero_what_is_not(&self, offset: u64, len: u64) -> io::Result<()> {
+        const STEP: u64 = 1 << 16;
+        let mut found = [0; STEP as usize];
+        let zeros = [0; STEP as usize];
+        let mut at = offset;
+        while at < offset + len {
+            let piece = (STEP - at % STEP).min(offset + len - at);
+            let found = &mut found[..piece as usize];
+            self.cached.read_at(found, at)?;
+            if !digest::is_zero(found) {
+                self.cached.write_at(&zeros[..piece as usize], at)?;
+            }
+            at += piece;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the file system or device has no such operation.
+fn refuses(error: &io::Error) -> bool {
+    let errno = error.raw_os_error();
+    matches!(errno, Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS))
+}
