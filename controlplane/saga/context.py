@@ -18,6 +18,13 @@ from controlplane.saga.testing import CrashPoints
 T = TypeVar("T")
 
 
+class CancelledFirst(Exception):
+    """A cancel was accepted before the event that would have made it too late; nothing was written.
+
+    Without this the caller would be told that the saga turns, and it would not.
+    """
+
+
 class Conduct:
     """A held saga. Every write goes through here, fenced by the lease."""
 
@@ -55,11 +62,27 @@ class Conduct:
         state: SagaState | None = None,
         output: Any = None,
         error: Mapping[str, Any] | None = None,
+        unless_cancelled: bool = False,
     ) -> None:
-        """Write an event, with what it means for domain rows, in one transaction."""
+        """Write an event, with what it means for domain rows, in one transaction.
+
+        Args:
+            kind: What it says.
+            step: The step it is about.
+            state: What the saga's state becomes; None to leave it.
+            output: Output of the step.
+            error: Why.
+            unless_cancelled: True for an event after which no cancel is accepted.
+
+        Raises:
+            LostLease: Another runner has claimed the saga.
+            CancelledFirst: A cancel had been accepted by then.
+        """
 
         def write(tx: Connection) -> None:
-            self._append(tx, kind, step=step, state=state, output=output, error=error)
+            cancelled = self._append(tx, kind, step=step, state=state, output=output, error=error)
+            if unless_cancelled and cancelled:
+                raise CancelledFirst(self.view.id)
 
         await self._crash("before-append", self.view.id, step, kind.value)
         await self._transactions.run(write)
@@ -124,7 +147,7 @@ class Conduct:
         state: SagaState | None = None,
         output: Any = None,
         error: Mapping[str, Any] | None = None,
-    ) -> None:
+    ) -> bool:
         appended = self._store.append(
             tx, self.lease, kind, step=step, state=state, output=output, error=error
         )
@@ -137,6 +160,7 @@ class Conduct:
             events=(*self.view.events, event),
         )
         self.saga.observe(tx, self._pending, event)
+        return appended.cancel_requested
 
     def _advance(self) -> None:
         """Take over what was written, now that it is committed."""

@@ -141,12 +141,15 @@ class SagaStatus:
         state: State of the saga.
         failure: The error that turned the saga, None while it goes forward or
             when a cancel did.
+        obstacle: The error that the saga got stuck on, or will: of a failed undo,
+            or of a step that failed past the pivot.
     """
 
     steps: dict[str, StepStatus] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
     state: SagaState = SagaState.RUNNING
     failure: Mapping[str, Any] | None = None
+    obstacle: Mapping[str, Any] | None = None
     _before_stuck: SagaState = SagaState.RUNNING
 
 
@@ -212,9 +215,11 @@ def _apply_to_step(status: SagaStatus, event: Event) -> None:
     if event.kind is EventKind.SUCCEEDED:
         status.outputs[event.step] = event.output
     elif event.kind is EventKind.FAILED:
-        status.failure = event.error
+        status.failure = status.obstacle = event.error
+    elif event.kind is EventKind.UNDO_FAILED:
+        status.obstacle = event.error
     elif event.kind is EventKind.STARTED:
-        status.failure = None
+        status.failure = status.obstacle = None
 
 
 def _apply_to_saga(status: SagaStatus, event: Event) -> None:

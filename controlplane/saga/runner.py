@@ -24,14 +24,18 @@ from sqlalchemy.exc import DBAPIError
 
 from controlplane.common.errors import DroverError, Transient
 from controlplane.common.reasons import Reason
-from controlplane.saga.context import Conduct
+from controlplane.saga.context import CancelledFirst, Conduct
 from controlplane.saga.definition import LostLease, Saga, Step, StepFailed, StepKind, Wait, encode
+from controlplane.saga.leases import Held, Leases
 from controlplane.saga.log import CLAIMABLE_STATES, EventKind, SagaState
 from controlplane.saga.plan import Next, Verb, past_pivot, plan
 from controlplane.saga.store import Lease, SagaStore, Transactions
 from controlplane.saga.testing import CrashPoints, no_crash
 
 log = structlog.stdlib.get_logger(__name__)
+
+_COUNT_SECONDS = 30.0
+_UPGRADE = "Upgrade this replica, or run one of the version that began them until they end."
 
 _TURNS: Mapping[Verb, tuple[EventKind, SagaState]] = {
     Verb.UNWIND: (EventKind.UNWINDING, SagaState.UNWINDING),
@@ -43,7 +47,18 @@ _TURNS: Mapping[Verb, tuple[EventKind, SagaState]] = {
 
 @dataclass
 class Stats:
-    """What a runner has done so far; counters only go up."""
+    """What a runner has done so far; all but the last only go up.
+
+    Attributes:
+        claimed: Claims.
+        released: Leases given back.
+        lost_leases: Leases that somebody else took over.
+        retries: Outcomes that were not known.
+        stuck: Sagas that got stuck.
+        finished: Sagas that ended.
+        unclaimable: Live sagas of a kind or version that this runner does not
+            know, when it last looked.
+    """
 
     claimed: int = 0
     released: int = 0
@@ -51,6 +66,7 @@ class Stats:
     retries: int = 0
     stuck: int = 0
     finished: int = 0
+    unclaimable: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +75,7 @@ class RunnerConfig:
 
     Attributes:
         lease_seconds: How long a claim holds without being renewed.
-        poll_seconds: How often due sagas and cancels are looked for.
+        poll_seconds: How often due sagas, cancels and lost leases are looked for.
         concurrency: Most sagas held at a time.
         backoff_seconds: First pause after an unknown outcome; doubled each time.
         backoff_cap_seconds: Longest pause.
@@ -76,16 +92,6 @@ class RunnerConfig:
         doubled = self.backoff_seconds * 2.0 ** min(attempt - 1, 16)
         pause = min(self.backoff_cap_seconds, doubled)
         return pause * random.uniform(0.75, 1.25)  # noqa: S311  # jitter, not a secret
-
-
-@dataclass
-class _Held:
-    lease: Lease
-    task: asyncio.Task[None]
-    effect: asyncio.Task[Any] | None = None
-    cancellable: bool = False
-    cancelled: bool = False
-    leaving: bool = False
 
 
 class Runner:
@@ -117,18 +123,22 @@ class Runner:
         self._sagas = {(saga.kind, saga.version): saga for saga in sagas}
         self._resources = resources
         self._crash = crash_points
-        self._held: dict[str, _Held] = {}
+        self._leases = Leases(
+            transactions,
+            store,
+            lease_seconds=self.config.lease_seconds,
+            look_seconds=self.config.poll_seconds,
+        )
         self._nudged = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
         self._last_claim = 0.0
-        self._last_renewal = 0.0
+        self._last_count = -_COUNT_SECONDS
 
     async def start(self) -> None:
         """Begin to claim and conduct."""
-        self._last_renewal = time.monotonic()
         self._loops = [
             asyncio.create_task(self._claim_loop(), name="saga-claims"),
-            asyncio.create_task(self._lease_loop(), name="saga-leases"),
+            asyncio.create_task(self._leases.keep(), name="saga-leases"),
         ]
 
     async def stop(self, grace_seconds: float = 10.0) -> None:
@@ -136,11 +146,11 @@ class Runner:
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
-        held = list(self._held.values())
-        for each in held:
-            each.task.cancel()
-        if held:
-            await asyncio.wait([each.task for each in held], timeout=grace_seconds)
+        tasks = self._leases.tasks()
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=grace_seconds)
 
     def nudge(self) -> None:
         """Look for due sagas now instead of at the next poll."""
@@ -150,14 +160,20 @@ class Runner:
         """True when the claim loop has come round lately."""
         return time.monotonic() - self._last_claim <= within_seconds
 
+    # --- claims and leases -----------------------------------------------------
+
     async def _claim_loop(self) -> None:
         while True:
             self._nudged.clear()
             try:
                 await self._claim()
                 self._last_claim = time.monotonic()
+                await self._count_unclaimable()
             except DBAPIError as error:
                 log.warning("cannot look for due sagas", error=str(error.orig))
+            except Exception:
+                # Without this loop nothing moves: no surprise may end it.
+                log.exception("cannot look for due sagas")
             try:
                 async with asyncio.timeout(self.config.poll_seconds):
                     await self._nudged.wait()
@@ -165,9 +181,10 @@ class Runner:
                 pass
 
     async def _claim(self) -> None:
-        room = self.config.concurrency - len(self._held)
+        room = self.config.concurrency - len(self._leases)
         if room <= 0:
             return
+        before = time.monotonic()
         leases = await self._transactions.run(
             lambda tx: self._store.claim(
                 tx, self.owner, self._sagas.keys(), self.config.lease_seconds, room
@@ -175,56 +192,34 @@ class Runner:
         )
         for lease in leases:
             self.stats.claimed += 1
-            task = asyncio.create_task(self._conduct(lease), name=f"saga-{lease.saga_id}")
-            self._held[lease.saga_id] = _Held(lease, task)
+            held = Held(lease, before)
+            held.task = asyncio.create_task(self._conduct(held), name=f"saga-{lease.saga_id}")
+            self._leases.add(held)
 
-    async def _lease_loop(self) -> None:
-        """Renew leases; drop what was lost; interrupt what is to be cancelled."""
-        while True:
-            await asyncio.sleep(min(self.config.poll_seconds, self.config.lease_seconds / 3))
-            held = dict(self._held)
-            if not held:
-                self._last_renewal = time.monotonic()
-                continue
-            try:
-                await self._renew(held)
-            except DBAPIError as error:
-                log.warning("cannot renew leases", error=str(error.orig))
-            margin = min(5.0, self.config.lease_seconds / 6)
-            if time.monotonic() - self._last_renewal > self.config.lease_seconds - margin:
-                log.error("leases could not be renewed in time: dropping all sagas")
-                for each in held.values():
-                    each.task.cancel()
-
-    async def _renew(self, held: Mapping[str, _Held]) -> None:
-        before = time.monotonic()
-        still, to_cancel = await self._transactions.run(
-            lambda tx: self._store.renew(
-                tx, [each.lease for each in held.values()], self.config.lease_seconds
-            )
+    async def _count_unclaimable(self) -> None:
+        if time.monotonic() - self._last_count < _COUNT_SECONDS:
+            return
+        count = await self._transactions.run(
+            lambda tx: self._store.count_unclaimable(tx, self._sagas.keys())
         )
-        self._last_renewal = before
-        for saga_id, each in held.items():
-            if self._held.get(saga_id) is not each or each.leaving:
-                continue
-            if saga_id not in still:
-                self.stats.lost_leases += 1
-                each.task.cancel()
-            elif saga_id in to_cancel and each.cancellable and each.effect is not None:
-                each.cancelled = True
-                each.effect.cancel()
+        self._last_count = time.monotonic()
+        if count and count != self.stats.unclaimable:
+            log.warning(
+                "live sagas of a version that is not known here", count=count, help=_UPGRADE
+            )
+        self.stats.unclaimable = count
 
     # --- one saga ----------------------------------------------------------------
 
-    async def _conduct(self, lease: Lease) -> None:
-        conduct: Conduct | None = None
+    async def _conduct(self, held: Held) -> None:
+        lease = held.lease
         try:
             view = await self._transactions.run(lambda tx: self._store.read(tx, lease.saga_id))
             saga = self._sagas[view.kind, view.version]
             conduct = Conduct(
                 saga, view, lease, self._transactions, self._store, self._resources, self._crash
             )
-            await self._follow(conduct)
+            await self._follow(conduct, held)
         except LostLease:
             self.stats.lost_leases += 1
             log.info("lease lost", saga=lease.saga_id, generation=lease.generation)
@@ -240,61 +235,82 @@ class Runner:
             log.exception("saga cannot be conducted", saga=lease.saga_id)
             await self._give_back(lease, self.config.backoff_cap_seconds)
         finally:
-            self._held.pop(lease.saga_id, None)
+            self._leases.remove(held)
             self._nudged.set()
 
     async def _give_back(self, lease: Lease, wake_seconds: float = 0.0) -> None:
         try:
             await self._transactions.run(lambda tx: self._store.release(tx, lease, wake_seconds))
             self.stats.released += 1
-        except (LostLease, DBAPIError):
+        except LostLease:
+            self.stats.lost_leases += 1
+        except DBAPIError:
             # It expires by itself.
             log.info("lease not given back", saga=lease.saga_id)
 
-    async def _follow(self, conduct: Conduct) -> None:
+    async def _follow(self, conduct: Conduct, held: Held) -> None:
         while True:
             following = plan(
                 conduct.saga, conduct.status, cancel_requested=conduct.cancel_requested
             )
             if following.verb is Verb.REST:
                 return
-            if not await self._execute(conduct, following):
-                return
+            try:
+                if not await self._execute(conduct, held, following):
+                    return
+            except CancelledFirst:
+                conduct.cancel_requested = True
 
-    async def _execute(self, conduct: Conduct, following: Next) -> bool:
+    async def _execute(self, conduct: Conduct, held: Held, following: Next) -> bool:
         """Do what was planned; False when the saga was released or has ended."""
         step = following.step
         match following.verb:
             case Verb.START:
                 assert step is not None
-                await conduct.append(EventKind.STARTED, step=step.name)
+                await conduct.append(
+                    EventKind.STARTED,
+                    step=step.name,
+                    unless_cancelled=step.name == conduct.saga.pivot,
+                )
             case Verb.START_UNDO:
                 assert step is not None
                 await conduct.append(EventKind.UNDO_STARTED, step=step.name)
             case Verb.ACT:
                 assert step is not None
-                return await self._act(conduct, step)
+                return await self._act(conduct, held, step)
             case Verb.UNDO:
                 assert step is not None
-                return await self._undo(conduct, step)
+                return await self._undo(conduct, held, step)
             case turn:
-                kind, state = _TURNS[turn]
-                await conduct.append(kind, state=state, error=conduct.status.failure)
-                self.stats.stuck += kind is EventKind.STUCK
-                self.stats.finished += kind in (EventKind.DONE, EventKind.UNDONE)
-                return state in CLAIMABLE_STATES
+                return await self._turn(conduct, turn)
         return True
 
-    async def _act(self, conduct: Conduct, step: Step) -> bool:
+    async def _turn(self, conduct: Conduct, verb: Verb) -> bool:
+        kind, state = _TURNS[verb]
+        stuck = kind is EventKind.STUCK
+        await conduct.append(
+            kind,
+            state=state,
+            error=conduct.status.obstacle if stuck else conduct.status.failure,
+            unless_cancelled=kind is EventKind.DONE
+            and not past_pivot(conduct.saga, conduct.status),
+        )
+        self.stats.stuck += stuck
+        self.stats.finished += kind in (EventKind.DONE, EventKind.UNDONE)
+        return state in CLAIMABLE_STATES
+
+    async def _act(self, conduct: Conduct, held: Held, step: Step) -> bool:
         if step.kind is StepKind.DB:
             try:
                 await conduct.act_in_transaction(step)
             except (DroverError, StepFailed) as error:
                 await conduct.append(EventKind.FAILED, step=step.name, error=failure(error))
             return True
-        return await self._effect(conduct, step, step.action, EventKind.SUCCEEDED, EventKind.FAILED)
+        return await self._effect(
+            conduct, held, step, step.action, EventKind.SUCCEEDED, EventKind.FAILED
+        )
 
-    async def _undo(self, conduct: Conduct, step: Step) -> bool:
+    async def _undo(self, conduct: Conduct, held: Held, step: Step) -> bool:
         if step.undo is None:
             await conduct.append(EventKind.UNDO_FINISHED, step=step.name)
             return True
@@ -305,13 +321,19 @@ class Runner:
                 await conduct.append(EventKind.UNDO_FAILED, step=step.name, error=failure(error))
             return True
         return await self._effect(
-            conduct, step, step.undo, EventKind.UNDO_FINISHED, EventKind.UNDO_FAILED
+            conduct, held, step, step.undo, EventKind.UNDO_FINISHED, EventKind.UNDO_FAILED
         )
 
     async def _effect(
-        self, conduct: Conduct, step: Step, function: Any, good: EventKind, bad: EventKind
+        self,
+        conduct: Conduct,
+        held: Held,
+        step: Step,
+        function: Any,
+        good: EventKind,
+        bad: EventKind,
     ) -> bool:
-        held = self._held[conduct.lease.saga_id]
+        held.cancelled = False
         held.cancellable = good is EventKind.SUCCEEDED and not past_pivot(
             conduct.saga, conduct.status
         )
@@ -320,7 +342,10 @@ class Runner:
         try:
             result = await held.effect
         except asyncio.CancelledError:
-            if not held.cancelled:
+            task = asyncio.current_task()
+            if not held.cancelled or (task is not None and task.cancelling()):
+                # Not the effect alone is to end but the conducting: a stop, or a
+                # lease that was lost.
                 raise
             conduct.cancel_requested = True
             return True

@@ -119,11 +119,18 @@ class SagaStore(Protocol):
 
     def renew(
         self, tx: Connection, leases: Collection[Lease], lease_seconds: float
-    ) -> tuple[set[str], set[str]]:
+    ) -> Mapping[str, bool]:
         """Renew leases.
 
         Returns:
-            Ids of the sagas whose lease still holds, and those among them for
-            which a cancel was asked.
+            Ids of the sagas whose lease still holds, and whether a cancel was asked.
         """
+        ...
+
+    def holding(self, tx: Connection, leases: Collection[Lease]) -> Mapping[str, bool]:
+        """What `renew` returns, without renewing anything."""
+        ...
+
+    def count_unclaimable(self, tx: Connection, known: Collection[tuple[str, int]]) -> int:
+        """Number of live sagas of a kind or version that is not among the known ones."""
         ...

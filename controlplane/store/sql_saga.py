@@ -161,28 +161,31 @@ class SqlSagaStore:
 
     def renew(
         self, tx: Connection, leases: Collection[Lease], lease_seconds: float
-    ) -> tuple[set[str], set[str]]:
-        """Renew leases; which still hold, and which of those are to be cancelled."""
-        held: set[str] = set()
-        cancelled: set[str] = set()
-        for lease in leases:
-            row = tx.execute(
-                sa.update(sagas)
-                .where(
-                    sagas.c.id == lease.saga_id,
-                    sagas.c.generation == lease.generation,
-                    # A release keeps the generation; without this a renewal that
-                    # overtakes it would hold the saga for nobody.
-                    sagas.c.owner != "",
-                )
-                .values(lease_until=now(tx) + lease_seconds)
-                .returning(sagas.c.cancel_requested)
-            ).one_or_none()
-            if row is not None:
-                held.add(lease.saga_id)
-                if row.cancel_requested:
-                    cancelled.add(lease.saga_id)
-        return held, cancelled
+    ) -> dict[str, bool]:
+        """Renew leases; which still hold, and for which a cancel was asked."""
+        rows = tx.execute(
+            sa.update(sagas)
+            .where(_held(leases))
+            .values(lease_until=now(tx) + lease_seconds)
+            .returning(sagas.c.id, sagas.c.cancel_requested)
+        )
+        return {row.id: row.cancel_requested for row in rows}
+
+    def holding(self, tx: Connection, leases: Collection[Lease]) -> dict[str, bool]:
+        """What `renew` returns, without renewing anything."""
+        rows = tx.execute(sa.select(sagas.c.id, sagas.c.cancel_requested).where(_held(leases)))
+        return {row.id: row.cancel_requested for row in rows}
+
+    def count_unclaimable(self, tx: Connection, known: Collection[tuple[str, int]]) -> int:
+        """Number of live sagas of a kind or version that is not among the known ones."""
+        return tx.execute(
+            sa.select(sa.func.count())
+            .select_from(sagas)
+            .where(
+                sagas.c.state.in_(_CLAIMABLE),
+                sa.tuple_(sagas.c.kind, sagas.c.version).not_in(sorted(known)),
+            )
+        ).scalar_one()
 
     def _write(self, tx: Connection, lease: Lease, changes: Mapping[str, Any]) -> sa.Row[Any]:
         row = tx.execute(
@@ -370,16 +373,11 @@ def live_of(tx: Connection, subject: str) -> str | None:
     ).scalar_one_or_none()
 
 
-def count_unclaimable(tx: Connection, known: Collection[tuple[str, int]]) -> int:
-    """Live sagas of a kind or version that nobody here can conduct."""
-    return tx.execute(
-        sa.select(sa.func.count())
-        .select_from(sagas)
-        .where(
-            sagas.c.state.in_(_CLAIMABLE),
-            sa.tuple_(sagas.c.kind, sagas.c.version).not_in(sorted(known)),
-        )
-    ).scalar_one()
+def _held(leases: Collection[Lease]) -> sa.ColumnElement[bool]:
+    # A release keeps the generation; without the owner a renewal that overtakes
+    # it would hold the saga for nobody.
+    pairs = sorted((lease.saga_id, lease.generation) for lease in leases)
+    return sa.and_(sa.tuple_(sagas.c.id, sagas.c.generation).in_(pairs), sagas.c.owner != "")
 
 
 def _lock(tx: Connection, saga_id: str) -> sa.Row[Any]:
