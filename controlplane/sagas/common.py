@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 import grpc.aio
 import msgspec
 
-from controlplane.common.errors import DroverError, Violation
+from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from controlplane.domain.model import Migration
 from controlplane.saga.definition import StepContext, Wait
 from controlplane.sagas.resources import MoveResources
 from controlplane.store import migrations
-from hostd.v1 import fence_pb2, preflight_pb2
+from hostd.v1 import fence_pb2
 from hostd.v1 import host_service_pb2 as hostd
 
 if TYPE_CHECKING:
@@ -116,24 +116,6 @@ class Move:
         await self.on_target(
             lambda h: h.ForgetMigration, hostd.ForgetMigrationRequest(fence=self.fence)
         )
-
-
-def refuse_failed_checks(report: preflight_pb2.PreflightReport, subject: str) -> None:
-    """Raise the first failed check of a report, with all of them as violations.
-
-    Raises:
-        DroverError: With the reason of the first failed check.
-    """
-    failed = [c for c in report.checks if c.outcome == c.OUTCOME_FAIL]
-    if not failed:
-        return
-    raise DroverError(
-        Reason.__members__.get(failed[0].reason, Reason.INTERNAL),
-        failed[0].message,
-        subject=subject,
-        metadata={"check": failed[0].check},
-        violations=[Violation(subject, c.message, c.reason) for c in failed],
-    )
 
 
 def gone(error: DroverError) -> bool:

@@ -32,16 +32,10 @@ from controlplane.saga.definition import Saga, Step, StepContext, StepKind, Wait
 from controlplane.saga.log import SagaView
 from controlplane.sagas.common import MigrationParams, Move, gone
 from controlplane.sagas.confirm import forget, wait_again
-from controlplane.sagas.move import (
-    ensure_target_absent,
-    park,
-    switch_owner,
-    switch_owner_back,
-    target_size,
-    undefine_on_target,
-    unpark,
-)
+from controlplane.sagas.move import switch_owner, switch_owner_back
 from controlplane.sagas.projection import Endings, Phase, note_retry, project, settle
+from controlplane.sagas.source import park, unpark
+from controlplane.sagas.target import ensure_target_absent, target_size, undefine_on_target
 from controlplane.store import claims, migrations
 from hostd.v1 import host_service_pb2 as hostd
 

@@ -1,0 +1,87 @@
+"""A move on the host that the machine leaves: stopped and set aside, or given back."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from controlplane.domain.states import (
+    PowerState,
+    ShutdownMode,
+)
+from controlplane.saga.definition import StepContext, Wait
+from controlplane.sagas.common import Move
+from controlplane.sagas.payloads import Parked, ParkedVolume, Stopped
+from controlplane.store import migrations
+from controlplane.store.types import utc_now
+from hostd.v1 import domain_pb2
+from hostd.v1 import host_service_pb2 as hostd
+
+_SHUTDOWN_MODES = {
+    ShutdownMode.GRACEFUL: hostd.EnsureStoppedRequest.MODE_GRACEFUL,
+    ShutdownMode.GRACEFUL_THEN_FORCE: hostd.EnsureStoppedRequest.MODE_GRACEFUL_THEN_FORCE,
+    ShutdownMode.FORCE: hostd.EnsureStoppedRequest.MODE_FORCE,
+}
+
+
+async def stop(ctx: StepContext) -> Stopped | Wait:
+    """Bring the guest down on the source and remember whether it ran."""
+    move = await Move.of(ctx)
+    options = move.row.options
+    mode = ShutdownMode.from_number(options.shutdown_mode) or ShutdownMode.GRACEFUL_THEN_FORCE
+    request = hostd.EnsureStoppedRequest(
+        fence=move.fence, mode=_SHUTDOWN_MODES[mode], timeout=options.shutdown_timeout
+    )
+    await ctx.transaction(lambda tx: note_stop_time(tx, move.row.id))
+    answer = await move.on_source(lambda h: h.EnsureStopped, request)
+    if not answer.stopped:
+        return move.poll
+    ran = answer.previous_power_state == domain_pb2.POWER_STATE_RUNNING
+    before = PowerState.RUNNING if ran else PowerState.SHUTOFF
+    await ctx.transaction(
+        lambda tx: migrations.update(tx, move.row.id, previous_power_state=before)
+    )
+    return Stopped(ran=ran, forced=answer.forced)
+
+
+def note_stop_time(tx: Connection, migration_id: str) -> None:
+    """The downtime counts from the first attempt to stop the guest."""
+    if migrations.get(tx, migration_id).stop_time is None:
+        migrations.update(tx, migration_id, stop_time=utc_now())
+
+
+async def restore_power(ctx: StepContext) -> None:
+    """Undo of `stop`: the guest runs on the source again if it ran there before."""
+    move = await Move.of(ctx)
+    await move.on_source(lambda h: h.RestorePower, hostd.RestorePowerRequest(fence=move.fence))
+    await move.forget_on_source()
+
+
+async def park(ctx: StepContext) -> Parked:
+    """Undefine the stopped machine and move its files aside."""
+    move = await Move.of(ctx)
+    answer = await move.on_source(
+        lambda h: h.EnsureParked, hostd.EnsureParkedRequest(fence=move.fence)
+    )
+    return Parked(
+        volumes=[
+            ParkedVolume(
+                volume_id=v.volume_id,
+                kind=v.kind,
+                root=v.root,
+                name=v.name,
+                format=v.format,
+                size_bytes=v.size_bytes,
+                allocated_bytes=v.allocated_bytes,
+                virtual_size_bytes=v.virtual_size_bytes,
+                backing_volume_id=v.backing_volume_id,
+                read_only=v.read_only,
+            )
+            for v in answer.volumes
+        ]
+    )
+
+
+async def unpark(ctx: StepContext) -> None:
+    """Undo of `park`: files and definition are back where they were."""
+    move = await Move.of(ctx)
+    await move.on_source(lambda h: h.EnsureUnparked, hostd.EnsureUnparkedRequest(fence=move.fence))
