@@ -12,15 +12,17 @@ import msgspec
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from controlplane.domain.model import Migration
+from controlplane.domain.names import instance_name
 from controlplane.saga.definition import StepContext, Wait
 from controlplane.sagas.resources import MoveResources
 from controlplane.store import migrations
-from hostd.v1 import fence_pb2
+from hostd.v1 import domain_pb2, fence_pb2
 from hostd.v1 import host_service_pb2 as hostd
 
 if TYPE_CHECKING:
     from hostd.v1.host_service_pb2_grpc import HostServiceAsyncStub
 
+_DISKS = (domain_pb2.VOLUME_KIND_DISK, domain_pb2.VOLUME_KIND_BACKING)
 Q = TypeVar("Q")
 A = TypeVar("A")
 
@@ -104,6 +106,46 @@ class Move:
         return await self.resources.hosts.call(
             self.row.target_host, method, request, timeout_seconds=timeout_seconds
         )
+
+    async def verify_whole(self, host: str, consequence: str) -> None:
+        """See with a host's own eyes that it has the machine with all its disks.
+
+        Comes before anything that only makes sense if it has: above all before
+        the copy on the other host is deleted.
+
+        Args:
+            host: Bare name of the host.
+            consequence: What did not happen because of it, as a sentence.
+
+        Raises:
+            DroverError: DOMAIN_NOT_FOUND or DISK_MISSING; HOST_GONE.
+        """
+        subject = instance_name(self.row.instance_uid)
+        try:
+            domain = await self.resources.hosts.call(
+                host,
+                lambda h: h.GetDomain,
+                hostd.GetDomainRequest(domain_uuid=self.row.instance_uid),
+                timeout_seconds=60.0,
+            )
+        except DroverError as error:
+            if error.reason is not Reason.DOMAIN_NOT_FOUND:
+                raise
+            raise DroverError(
+                Reason.DOMAIN_NOT_FOUND,
+                f"Host {host} does not have {self.row.instance_name}. {consequence}",
+                subject=subject,
+                metadata={"host": host},
+            ) from error
+        missing = [v.path for v in domain.volumes if v.kind in _DISKS and v.size_bytes == 0]
+        if missing or not domain.persistent:
+            raise DroverError(
+                Reason.DISK_MISSING,
+                f"Host {host} does not have all of {domain.name}: "
+                f"{', '.join(missing) or 'no persistent definition'}. {consequence}",
+                subject=subject,
+                metadata={"host": host},
+            )
 
     async def forget_on_source(self) -> None:
         """Have the source drop its small records of this migration."""

@@ -19,16 +19,13 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from controlplane.common.errors import DroverError
-from controlplane.common.reasons import Reason
 from controlplane.domain.model import Migration
-from controlplane.domain.names import instance_name
 from controlplane.domain.states import MigrationState, TaskState
 from controlplane.saga.definition import Saga, Step, StepContext, StepKind
 from controlplane.saga.log import SagaView
 from controlplane.sagas.common import MigrationParams, Move, gone
-from controlplane.sagas.projection import Endings, Phase, note_retry, project, settle
+from controlplane.sagas.projection import Endings, Phase, failure_of, note_retry, project, settle
 from controlplane.store import claims, instances, migrations
-from hostd.v1 import domain_pb2
 from hostd.v1 import host_service_pb2 as hostd
 
 KIND = "confirm"
@@ -41,22 +38,7 @@ async def verify_target(ctx: StepContext) -> None:
         DroverError: The machine is not defined there, or one of its disks is missing.
     """
     move = await Move.of(ctx)
-    domain = await move.on_target(
-        lambda h: h.GetDomain, hostd.GetDomainRequest(domain_uuid=move.row.instance_uid)
-    )
-    missing = [
-        v.path
-        for v in domain.volumes
-        if v.kind == domain_pb2.VOLUME_KIND_DISK and v.size_bytes == 0
-    ]
-    if missing or not domain.persistent:
-        raise DroverError(
-            Reason.DISK_MISSING,
-            f"Host {move.row.target_host} does not have all of {domain.name}: "
-            f"{', '.join(missing) or 'no persistent definition'}. The source copy was kept.",
-            subject=instance_name(move.row.instance_uid),
-            metadata={"host": move.row.target_host},
-        )
+    await move.verify_whole(move.row.target_host, "The source copy was kept.")
 
 
 async def discard_source(ctx: StepContext) -> None:
@@ -131,7 +113,13 @@ def wait_again(tx: Connection, row: Migration, saga: SagaView) -> None:
     The deadline is taken away, or a confirm that cannot succeed would be tried
     for ever; somebody has to look.
     """
-    migrations.update(tx, row.id, state=MigrationState.AWAITING_CONFIRM, confirm_deadline=None)
+    migrations.update(
+        tx,
+        row.id,
+        state=MigrationState.AWAITING_CONFIRM,
+        confirm_deadline=None,
+        error=failure_of(saga) or row.error,
+    )
     instances.update(tx, row.instance_uid, task_state=None)
 
 

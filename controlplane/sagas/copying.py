@@ -7,9 +7,10 @@ import secrets
 import msgspec
 from sqlalchemy import Connection
 
-from controlplane.common.errors import DroverError
+from controlplane.common.errors import DroverError, Transient
 from controlplane.common.identity import host_identity
 from controlplane.common.reasons import Reason
+from controlplane.domain.model import Migration
 from controlplane.saga.definition import StepContext, Wait
 from controlplane.sagas.common import Move
 from controlplane.sagas.payloads import Copied
@@ -19,12 +20,20 @@ from hostd.v1 import host_service_pb2 as hostd
 
 
 async def copy(ctx: StepContext) -> Copied | Wait:
-    """Have the source send its parked volumes until the target has all of them."""
+    """Have the source send its parked volumes until the target has all of them.
+
+    Raises:
+        Transient: The copy was cut off and has been started again; it goes on from
+            what is durable on the target. Raised so that users see why it takes
+            longer, and so that a link that never holds is tried ever more slowly.
+    """
     move = await Move.of(ctx)
-    job = await copy_job(move)
-    if job is None or must_start_again(job):
-        job = await start_copy(move)
-    await ctx.transaction(lambda tx: migrations.set_progress(tx, move.row.id, job.progress))
+    before = await copy_job(move)
+    cut = None if before is None else cut_off(before)
+    job = await start_copy(move) if before is None or cut is not None else before
+    await ctx.transaction(lambda tx: note_progress(tx, move.row, job))
+    if cut is not None:
+        raise Transient(cut)
     if job.state == job_pb2.Job.STATE_RUNNING:
         return move.poll
     if job.state != job_pb2.Job.STATE_SUCCEEDED:
@@ -34,6 +43,13 @@ async def copy(ctx: StepContext) -> Copied | Wait:
         )
     await ctx.transaction(lambda tx: note_receipts(tx, move.row.id, job))
     return Copied(digests={r.volume_id: r.digest for r in job.receipts})
+
+
+def note_progress(tx: Connection, row: Migration, job: job_pb2.Job) -> None:
+    """Show how far the copy is; what cut it off is over."""
+    migrations.set_progress(tx, row.id, job.progress)
+    if row.error is not None:
+        migrations.update(tx, row.id, error=None)
 
 
 def note_receipts(tx: Connection, migration_id: str, job: job_pb2.Job) -> None:
@@ -58,17 +74,16 @@ async def copy_job(move: Move) -> job_pb2.Job | None:
         raise
 
 
-def must_start_again(job: job_pb2.Job) -> bool:
-    """True for a copy that ended but can go on from what is durable on the target."""
+def cut_off(job: job_pb2.Job) -> DroverError | None:
+    """Why a copy ended that can go on from what is durable on the target; None for any other."""
     if job.state in (job_pb2.Job.STATE_INTERRUPTED, job_pb2.Job.STATE_CANCELLED):
-        return True
+        return DroverError(Reason.COPY_INTERRUPTED, f"Copy {job.job_id} was interrupted.")
     if job.state != job_pb2.Job.STATE_FAILED:
-        return False
+        return None
     error = DroverError.from_status(job.error)
-    return error is not None and error.reason in (
-        Reason.COPY_INTERRUPTED,
-        Reason.SESSION_REFUSED,
-    )
+    if error is not None and error.reason in (Reason.COPY_INTERRUPTED, Reason.SESSION_REFUSED):
+        return error
+    return None
 
 
 async def start_copy(move: Move) -> job_pb2.Job:

@@ -41,11 +41,11 @@ from controlplane.domain.states import (
     VmState,
 )
 from controlplane.saga.definition import Saga, Step, StepContext, StepKind
-from controlplane.saga.log import EventKind, SagaView
+from controlplane.saga.log import SagaView
 from controlplane.sagas.common import MigrationParams
 from controlplane.sagas.copying import cancel_copy, copy
 from controlplane.sagas.payloads import Copied, Parked, Prepared, Stopped
-from controlplane.sagas.projection import Endings, Phase, note_retry, project, settle
+from controlplane.sagas.projection import Endings, Phase, failure_of, note_retry, project, settle
 from controlplane.sagas.source import park, restore_power, stop, unpark
 from controlplane.sagas.target import (
     build,
@@ -213,10 +213,9 @@ def confirm_deadline(options: migration_pb2.MigrationOptions) -> datetime | None
 
 def fall_back(tx: Connection, row: Migration, saga: SagaView) -> None:
     """All is undone: the machine is as it was, and nothing of the move is held."""
-    failed = any(event.kind is EventKind.FAILED for event in saga.events)
-    state = MigrationState.FAILED if failed else MigrationState.CANCELLED
-    error = row.error
-    if not failed:
+    state, error = MigrationState.FAILED, failure_of(saga)
+    if error is None:
+        state = MigrationState.CANCELLED
         error = DroverError(Reason.CANCELLED, "The move was cancelled.").to_json()
     claims.drop(tx, claims.migration_consumer(row.id))
     migrations.update(tx, row.id, state=state, error=error)

@@ -112,6 +112,11 @@ def _sentence(saga: str, event: Event) -> str:
     return f"{saga}: {event.kind.value.lower()}"
 
 
+def failure_of(saga: SagaView) -> Mapping[str, Any] | None:
+    """What turned the saga, whatever was in the way of its undos; None when a cancel did."""
+    return fold(saga.events).failure
+
+
 # --- endings -------------------------------------------------------------------
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
+from controlplane.common.errors import DroverError
+from controlplane.common.reasons import Reason
 from controlplane.domain.states import (
     PowerState,
     ShutdownMode,
@@ -52,7 +54,13 @@ def note_stop_time(tx: Connection, migration_id: str) -> None:
 async def restore_power(ctx: StepContext) -> None:
     """Undo of `stop`: the guest runs on the source again if it ran there before."""
     move = await Move.of(ctx)
-    await move.on_source(lambda h: h.RestorePower, hostd.RestorePowerRequest(fence=move.fence))
+    try:
+        await move.on_source(lambda h: h.RestorePower, hostd.RestorePowerRequest(fence=move.fence))
+    except DroverError as error:
+        # Never parked and yet not there: somebody undefined it by hand.
+        by_hand = error.reason is Reason.DOMAIN_NOT_FOUND and ctx.output_or_none("park") is None
+        if not by_hand:
+            raise
     await move.forget_on_source()
 
 
@@ -82,6 +90,14 @@ async def park(ctx: StepContext) -> Parked:
 
 
 async def unpark(ctx: StepContext) -> None:
-    """Undo of `park`: files and definition are back where they were."""
+    """Undo of `park`: files and definition are back where they were.
+
+    A host that has nothing parked puts nothing back, and says that all is well,
+    also when its parked files were lost or their file system is not mounted: so
+    the machine itself is looked for.
+    """
     move = await Move.of(ctx)
     await move.on_source(lambda h: h.EnsureUnparked, hostd.EnsureUnparkedRequest(fence=move.fence))
+    await move.verify_whole(
+        move.row.source_host, f"What {move.row.target_host} has of it was kept."
+    )

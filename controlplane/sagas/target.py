@@ -110,10 +110,18 @@ def size_after(instance: Instance, row: Migration) -> Size:
 
 
 async def ensure_target_absent(ctx: StepContext) -> None:
-    """Undo of `prepare_target`: the target keeps nothing of this move."""
+    """Undo of `prepare_target`: the target keeps nothing of this move.
+
+    Once it has received all, its copy is deleted only when the source is seen to
+    have the machine.
+    """
     move = await Move.of(ctx)
     if not move.row.target_host:
         return
+    if move.row.receipts:
+        await move.verify_whole(
+            move.row.source_host, f"The copy on {move.row.target_host} was kept."
+        )
     try:
         await move.on_target(lambda h: h.EnsureAbsent, hostd.EnsureAbsentRequest(fence=move.fence))
         await move.forget_on_target()

@@ -37,6 +37,22 @@ class ModelHost:
     gone: bool = False
     refusal: DroverError | None = None
 
+    def undefine(self) -> None:
+        """Somebody has destroyed and undefined the machine by hand; its disks stay."""
+        self.defined = self.running = False
+
+    def lose_machine(self) -> None:
+        """The file system with the machine, parked or not, is gone or not mounted."""
+        self.defined = self.running = self.parked = self.disk = False
+
+    def lose_disks(self) -> None:
+        """Its disks were deleted by hand; the definition is still there."""
+        self.running = self.disk = self.received = False
+
+    def lose(self) -> None:
+        """The host is off for good, and an operator has said so."""
+        self.gone, self.running, self.defined = True, False, False
+
     @property
     def traces(self) -> set[str]:
         """What a move has left here, beside the machine itself."""
@@ -57,8 +73,10 @@ class ModelFleet:
         self.hosts = {name: ModelHost(name) for name in names}
         self.calls: list[tuple[str, str]] = []
         self.copy_polls = 2
+        self.copy_cuts = 0
         self.start_fails = False
         self._polled = 0
+        self._had_copies: list[ModelHost] = []
 
     def settle_on(self, name: str, *, running: bool) -> None:
         """Put the machine on a host."""
@@ -100,8 +118,11 @@ class ModelFleet:
 
     def _check_invariants(self, after: str) -> None:
         assert len(self.owner) <= 1, f"{after}: {self.owner} can start the machine"
-        copies = [h for h in self.hosts.values() if not h.gone and (h.disk or h.received)]
+        copies = [h for h in self.hosts.values() if h.disk or h.received]
         assert copies, f"{after}: no complete copy of the disk is left"
+        if not all(h.gone for h in self._had_copies):
+            assert not all(h.gone for h in copies), f"{after}: the last copy at hand is gone"
+        self._had_copies = copies
         assert set(self.runs_on) <= set(self.owner)
 
     # --- the calls -----------------------------------------------------------
@@ -109,7 +130,13 @@ class ModelFleet:
     def _GetDomain(self, host: ModelHost, request: Any) -> domain_pb2.Domain:  # noqa: N802
         if not host.defined:
             raise DroverError(Reason.DOMAIN_NOT_FOUND, f"not on {host.name}")
-        return self.domain
+        if host.disk or host.received:
+            return self.domain
+        without_disks = domain_pb2.Domain()
+        without_disks.CopyFrom(self.domain)
+        for volume in without_disks.volumes:
+            volume.size_bytes = 0
+        return without_disks
 
     def _CheckSource(self, host: ModelHost, request: Any) -> Any:  # noqa: N802
         return preflight_pb2.PreflightReport()
@@ -137,13 +164,16 @@ class ModelFleet:
 
     def _RestorePower(self, host: ModelHost, request: Any) -> Any:  # noqa: N802
         if host.ran_before_stop:
-            assert host.defined, "power restored to a machine that is not there"
+            if not host.defined:
+                raise DroverError(Reason.DOMAIN_NOT_FOUND, f"not on {host.name}")
             host.running = True
         return hostd.RestorePowerResponse(restored=True)
 
     def _EnsureParked(self, host: ModelHost, request: Any) -> Any:  # noqa: N802
         if host.running:
             raise DroverError(Reason.INSTANCE_STARTED_MEANWHILE, "it runs")
+        if not host.defined and not host.parked:
+            raise DroverError(Reason.DOMAIN_NOT_FOUND, f"not on {host.name}")
         host.defined, host.parked = False, True
         return hostd.EnsureParkedResponse(
             volumes=[
@@ -174,7 +204,10 @@ class ModelFleet:
             raise DroverError(Reason.JOB_NOT_FOUND, "never started")
         self._polled += 1
         running = host.jobs[request.job_id] == job_pb2.Job.STATE_RUNNING
-        if running and self._polled >= self.copy_polls:
+        if running and self.copy_cuts:
+            self.copy_cuts -= 1
+            host.jobs[request.job_id] = job_pb2.Job.STATE_FAILED
+        elif running and self._polled >= self.copy_polls:
             host.jobs[request.job_id] = job_pb2.Job.STATE_SUCCEEDED
             for other in self.hosts.values():
                 other.received = other.received or other.prepared
@@ -189,6 +222,9 @@ class ModelFleet:
         state = host.jobs[job_id]
         job = job_pb2.Job(job_id=job_id, state=state)  # type: ignore[arg-type]
         job.progress.done_bytes = self._polled
+        if state == job_pb2.Job.STATE_FAILED:
+            cut = DroverError(Reason.COPY_INTERRUPTED, "The link was lost.")
+            job.error.CopyFrom(cut.to_status())
         if state == job_pb2.Job.STATE_SUCCEEDED:
             for volume in ("vda", "baggage"):
                 job.receipts.add(volume_id=volume, size_bytes=10, digest="ab")
