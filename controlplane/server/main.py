@@ -16,6 +16,7 @@ from controlplane.server.app import App, serve
 from controlplane.server.config import ControlPlaneConfig, check
 from controlplane.server.ports import PortError
 from controlplane.store.engine import DatabaseInUse
+from controlplane.store.upgrade import DatabaseTooNew
 
 log = structlog.stdlib.get_logger(__name__)
 DEFAULT_CONFIG = Path("/etc/drover/controlplane.toml")
@@ -81,7 +82,7 @@ def main() -> None:
     except ConfigError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(USAGE)
-    except (PortError, DatabaseInUse, OSError) as error:
+    except (PortError, DatabaseInUse, DatabaseTooNew, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(1)
     except SQLAlchemyError as error:

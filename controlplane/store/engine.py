@@ -29,6 +29,12 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 POOL_SIZE = 16
+# A replica that is paused in a transaction, or whose machine is cut off, must not
+# keep its row locks: the others would wait behind them, all their threads, for ever.
+IDLE_IN_TRANSACTION_SECONDS = 10
+LOCK_SECONDS = 15
+CONNECT_SECONDS = 10
+UNANSWERED_MS = 20_000
 
 
 class DatabaseInUse(Exception):
@@ -106,8 +112,22 @@ def _sqlite(url: URL) -> Engine:
 
 
 def _postgresql(url: URL) -> Engine:
+    settings = {
+        "idle_in_transaction_session_timeout": f"{IDLE_IN_TRANSACTION_SECONDS}s",
+        "lock_timeout": f"{LOCK_SECONDS}s",
+    }
+    connect: dict[str, Any] = {
+        "connect_timeout": CONNECT_SECONDS,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 2,
+        "tcp_user_timeout": UNANSWERED_MS,
+        "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+    }
     return sa.create_engine(
         url.set(drivername="postgresql+psycopg"),
+        # What the operator's URL says goes before what is chosen here.
+        connect_args={name: value for name, value in connect.items() if name not in url.query},
         isolation_level="READ COMMITTED",
         pool_size=POOL_SIZE,
         max_overflow=0,
