@@ -121,6 +121,13 @@ def placement_to_proto(placement: Placement) -> migration_pb2.Placement:
     )
 
 
+def migration_to_listed_proto(move: Migration) -> migration_pb2.Migration:
+    """A move without its verdicts: one for each host and move is too much for a page."""
+    listed = migration_to_proto(move)
+    listed.placement.ClearField("verdicts")
+    return listed
+
+
 def migration_to_proto(move: Migration) -> migration_pb2.Migration:
     """A move."""
     return migration_pb2.Migration(

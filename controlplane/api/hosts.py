@@ -178,6 +178,16 @@ def _announced(tx: Connection, name: str, *, adopt_domains: bool) -> Host:
             f"{host_name(name)} has joined already.",
             subject=host_name(name),
         )
+    moves = hosts.live_moves(tx, name)
+    if moves:
+        # A saga would take the new host, which is empty, for the one that it knew.
+        raise DroverError(
+            Reason.HOST_BUSY,
+            f"{host_name(name)} is an end of {moves} moves that have not ended; "
+            "a new host of that name would be taken for it.",
+            subject=host_name(name),
+            metadata={"host": name, "moves": str(moves)},
+        )
     return hosts.update(
         tx, name, state=HostState.JOINING, state_reason="", adopt_domains=adopt_domains
     )

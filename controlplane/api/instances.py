@@ -102,10 +102,12 @@ class InstanceServicer(InstanceServiceServicer):
     ) -> pb.ReleaseInstanceResponse:
         """Forget an instance; its domain stays as it is."""
         key = parse_instance(request.name)
+        caller = principal.current()
 
         def release(tx: Connection) -> pb.ReleaseInstanceResponse:
             instance = instances.resolve(tx, key)
             rules.check_idle(instance)
+            rules.check_unlocked_for(instance, caller)
             instances.update(
                 tx,
                 instance.uid,

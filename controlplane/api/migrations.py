@@ -13,6 +13,7 @@ from controlplane.api import moves
 from controlplane.api.convert import (
     audit_to_proto,
     event_to_proto,
+    migration_to_listed_proto,
     migration_to_proto,
     placement_to_proto,
 )
@@ -77,9 +78,14 @@ class MigrationServicer(MigrationServiceServicer):
         earlier = await call.earlier_answer(migration_pb2.Migration)
         if earlier is not None:
             return earlier
-        answer = await self._plan_and_admit(call, wish)
-        self._services.nudge()
-        return answer
+        try:
+            answer = await self._plan_and_admit(call, wish)
+        except DroverError as error:
+            refusal = error
+        else:
+            self._services.nudge()
+            return answer
+        return await call.answer_of_twin(migration_pb2.Migration, refusal)
 
     async def GetMigration(
         self, request: pb.GetMigrationRequest, context: Context
@@ -114,7 +120,8 @@ class MigrationServicer(MigrationServiceServicer):
             micros = (last.create_time - _EPOCH) // timedelta(microseconds=1)
             token = encode_token("ListMigrations", query, (str(micros), last.id))
         return pb.ListMigrationsResponse(
-            migrations=[migration_to_proto(move) for move in page[:limit]], next_page_token=token
+            migrations=[migration_to_listed_proto(move) for move in page[:limit]],
+            next_page_token=token,
         )
 
     async def WatchMigration(

@@ -73,9 +73,19 @@ class Call:
         try:
             return await self._services.database.run(lambda tx: self._once(tx, kind, work))
         except (_LostRace, DroverError) as error:
-            # Losing to a twin of this call can show as any refusal, such as
-            # "already moving": then the twin's answer is ours.
             refusal = error
+        return await self.answer_of_twin(kind, refusal)
+
+    async def answer_of_twin(self, kind: type[A], refusal: Exception) -> A:
+        """The answer to the same call by another request, which may be why this one was refused.
+
+        Losing to a twin can show as any refusal, such as "already moving": then
+        the twin's answer is ours.
+
+        Raises:
+            Exception: The refusal, when there is no twin.
+            DroverError: REQUEST_ID_REUSED.
+        """
         twin = await self.earlier_answer(kind) if self._request_id else None
         if twin is None:
             raise refusal

@@ -111,16 +111,14 @@ def find_migration(session: Session, name: str) -> migration_pb2.Migration:
     """
     bare = name.removeprefix("migrations/")
     if _UUID.match(bare):
-        return session.call(
-            session.migrations.GetMigration,
-            migration_service_pb2.GetMigrationRequest(name=f"migrations/{bare}"),
-        )
+        return _get_migration(session, f"migrations/{bare}")
     found = {m.name: m for m in _of_instance(session, bare)}
     if _UUID_START.match(bare):
         started = _newest(session, instance="")
         found |= {m.name: m for m in started if short(m.name).startswith(bare)}
     if len(found) == 1:
-        return next(iter(found.values()))
+        # A list leaves a part out.
+        return _get_migration(session, next(iter(found)))
     if found:
         raise CliError(
             f"{name!r} can mean more than one move.",
@@ -147,13 +145,14 @@ def _of_instance(session: Session, name: str) -> list[migration_pb2.Migration]:
             return []
         raise
     if instance.migration:
-        return [
-            session.call(
-                session.migrations.GetMigration,
-                migration_service_pb2.GetMigrationRequest(name=instance.migration),
-            )
-        ]
+        return [_get_migration(session, instance.migration)]
     return _newest(session, instance=instance.name)[:1]
+
+
+def _get_migration(session: Session, name: str) -> migration_pb2.Migration:
+    return session.call(
+        session.migrations.GetMigration, migration_service_pb2.GetMigrationRequest(name=name)
+    )
 
 
 def _newest(session: Session, *, instance: str) -> list[migration_pb2.Migration]:

@@ -107,6 +107,7 @@ class Reason(Enum):
     HOST_GONE = _state("The host was declared gone; join it anew to use it again.")
     HOST_NOT_JOINED = _state("Run the join command on the host first.")
     HOST_NOT_REQUESTED = _state("Leave the host out to let the scheduler choose.")
+    HOST_BUSY = _state("Finish or abandon the moves of this host first.")
     NO_VALID_HOST = ReasonInfo(
         _C.RESOURCE_EXHAUSTED,
         Detail.PRECONDITION,
@@ -186,6 +187,7 @@ class Reason(Enum):
     HOST_UNREACHABLE = _away("It is asked again until it answers.")
     LIBVIRT_UNAVAILABLE = _away("Start libvirtd on the host; it is asked again until it answers.")
     COPY_INTERRUPTED = _away("The copy goes on from what is durable on the target.")
+    DATABASE_UNAVAILABLE = _away("Ask again; if it lasts, look at the control plane's database.")
     SHUTTING_DOWN = _away("Ask again; another replica or the restarted one answers.")
     DEADLINE_REQUIRED = _bad("Set a deadline of at least one second on the call.")
     INTERNAL = ReasonInfo(_C.INTERNAL, Detail.NONE, "Report the incident id; it is in the log.")

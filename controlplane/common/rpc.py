@@ -142,15 +142,18 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
             the method; a DroverError refuses the call.
         after: Called with (full method name, context, request, error or None)
             once the outcome is known; for the audit log. Must not raise.
+        known: What an exception that is no DroverError is told as; None for a bug.
     """
 
     def __init__(
         self,
         before: tuple[Check, ...] = (),
         after: Callable[[str, Any, Any, DroverError | None], Awaitable[None]] | None = None,
+        known: Callable[[Exception], DroverError | None] = lambda error: None,
     ) -> None:
         self._before = before
         self._after = after
+        self._known = known
 
     async def intercept_service(  # type: ignore[override]  # mypy cannot unify the method's own generics
         self,
@@ -189,8 +192,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 raise
             except DroverError as error:
                 failure = error
-            except Exception:
-                failure = internal_error(method)
+            except Exception as error:
+                failure = self._known(error) or internal_error(method)
             finally:
                 if self._after is not None:
                     await self._after(method, context, request, failure)
@@ -215,8 +218,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
                 raise
             except DroverError as error:
                 failure = error
-            except Exception:
-                failure = internal_error(method)
+            except Exception as error:
+                failure = self._known(error) or internal_error(method)
             await abort_with(context, failure)
 
         return handle

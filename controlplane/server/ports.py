@@ -21,6 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from controlplane.common.rpc import SERVER_OPTIONS, Check, ErrorInterceptor, TlsPaths
 from controlplane.security.audit import AuditLog
 from controlplane.security.authn import Authenticator, StreamGuard, check_token_method
+from controlplane.store.engine import out_of_reach
 
 Register = Callable[[grpc.aio.Server], None]
 HEALTH_SERVICE = "grpc.health.v1.Health"
@@ -75,7 +76,7 @@ def make_api_server(
     server = grpc.aio.server(
         interceptors=[
             StreamGuard(authenticator.check),
-            ErrorInterceptor(before=(authenticator.check,), after=audit.record),
+            ErrorInterceptor(before=(authenticator.check,), after=audit.record, known=out_of_reach),
         ],
         options=SERVER_OPTIONS,
     )
@@ -92,7 +93,10 @@ def make_enrolment_server(audit: AuditLog, register: Sequence[Register]) -> grpc
     """The enrolment server, without a port yet; neither health nor reflection there."""
     check: Check = check_token_method
     server = grpc.aio.server(
-        interceptors=[StreamGuard(check), ErrorInterceptor(before=(check,), after=audit.record)],
+        interceptors=[
+            StreamGuard(check),
+            ErrorInterceptor(before=(check,), after=audit.record, known=out_of_reach),
+        ],
         options=SERVER_OPTIONS,
     )
     for add in register:

@@ -22,9 +22,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
+import structlog
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as SqlTimeout
 
+from controlplane.common.errors import DroverError
+from controlplane.common.reasons import Reason
+
+log = structlog.stdlib.get_logger(__name__)
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
@@ -39,6 +46,19 @@ UNANSWERED_MS = 20_000
 
 class DatabaseInUse(Exception):
     """Another process has the SQLite database open."""
+
+
+def out_of_reach(error: Exception) -> DroverError | None:
+    """What a failure of the database is told as, when asking again can help.
+
+    The driver's text is for the log: it can hold statements and addresses.
+    """
+    if not isinstance(error, (OperationalError, InterfaceError, SqlTimeout)):
+        return None
+    log.warning("database trouble", error=str(getattr(error, "orig", error)))
+    return DroverError(
+        Reason.DATABASE_UNAVAILABLE, "The control plane's database did not do what was asked."
+    )
 
 
 class Database:

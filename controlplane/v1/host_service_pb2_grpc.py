@@ -88,7 +88,9 @@ class HostServiceServicer:
 
     def AddHost(self, request, context):
         """AddHost announces a host and returns a one-time join token. Announcing the
-        same host again before it has joined replaces the token. Role: admin.
+        same host again before it has joined replaces the token; one that was
+        declared gone can be announced anew once no move has it as an end. Role:
+        admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

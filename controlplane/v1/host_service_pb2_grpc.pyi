@@ -40,7 +40,9 @@ class HostServiceStub:
     """ListHosts returns hosts in name order. Role: viewer."""
     AddHost: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.AddHostRequest, _host_service_pb2.AddHostResponse]
     """AddHost announces a host and returns a one-time join token. Announcing the
-    same host again before it has joined replaces the token. Role: admin.
+    same host again before it has joined replaces the token; one that was
+    declared gone can be announced anew once no move has it as an end. Role:
+    admin.
     """
     EnableHost: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.EnableHostRequest, _host_pb2.Host]
     """EnableHost lets the scheduler use a host. Role: admin."""
@@ -63,7 +65,9 @@ class HostServiceAsyncStub(HostServiceStub):
     """ListHosts returns hosts in name order. Role: viewer."""
     AddHost: _aio.UnaryUnaryMultiCallable[_host_service_pb2.AddHostRequest, _host_service_pb2.AddHostResponse]  # type: ignore[assignment]
     """AddHost announces a host and returns a one-time join token. Announcing the
-    same host again before it has joined replaces the token. Role: admin.
+    same host again before it has joined replaces the token; one that was
+    declared gone can be announced anew once no move has it as an end. Role:
+    admin.
     """
     EnableHost: _aio.UnaryUnaryMultiCallable[_host_service_pb2.EnableHostRequest, _host_pb2.Host]  # type: ignore[assignment]
     """EnableHost lets the scheduler use a host. Role: admin."""
@@ -101,7 +105,9 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_service_pb2.AddHostResponse, _abc.Awaitable[_host_service_pb2.AddHostResponse]]:
         """AddHost announces a host and returns a one-time join token. Announcing the
-        same host again before it has joined replaces the token. Role: admin.
+        same host again before it has joined replaces the token; one that was
+        declared gone can be announced anew once no move has it as an end. Role:
+        admin.
         """
 
     @_abc_1.abstractmethod

@@ -97,7 +97,8 @@ class InstanceServiceServicer:
 
     def ReleaseInstance(self, request, context):
         """ReleaseInstance forgets an instance and leaves a normal libvirt domain
-        behind. It is not adopted again by itself. Role: operator.
+        behind. It is not adopted again by itself. One that is locked is released
+        by who locked it or an admin. Role: operator.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,8 @@ class InstanceServiceStub:
     """
     ReleaseInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.ReleaseInstanceRequest, _instance_service_pb2.ReleaseInstanceResponse]
     """ReleaseInstance forgets an instance and leaves a normal libvirt domain
-    behind. It is not adopted again by itself. Role: operator.
+    behind. It is not adopted again by itself. One that is locked is released
+    by who locked it or an admin. Role: operator.
     """
     LockInstance: _grpc.UnaryUnaryMultiCallable[_instance_service_pb2.LockInstanceRequest, _instance_pb2.Instance]
     """LockInstance keeps an instance from moving. Role: member."""
@@ -70,7 +71,8 @@ class InstanceServiceAsyncStub(InstanceServiceStub):
     """
     ReleaseInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.ReleaseInstanceRequest, _instance_service_pb2.ReleaseInstanceResponse]  # type: ignore[assignment]
     """ReleaseInstance forgets an instance and leaves a normal libvirt domain
-    behind. It is not adopted again by itself. Role: operator.
+    behind. It is not adopted again by itself. One that is locked is released
+    by who locked it or an admin. Role: operator.
     """
     LockInstance: _aio.UnaryUnaryMultiCallable[_instance_service_pb2.LockInstanceRequest, _instance_pb2.Instance]  # type: ignore[assignment]
     """LockInstance keeps an instance from moving. Role: member."""
@@ -116,7 +118,8 @@ class InstanceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_instance_service_pb2.ReleaseInstanceResponse, _abc.Awaitable[_instance_service_pb2.ReleaseInstanceResponse]]:
         """ReleaseInstance forgets an instance and leaves a normal libvirt domain
-        behind. It is not adopted again by itself. Role: operator.
+        behind. It is not adopted again by itself. One that is locked is released
+        by who locked it or an admin. Role: operator.
         """
 
     @_abc_1.abstractmethod

@@ -403,7 +403,9 @@ class Placement(_message.Message):
     """Estimate of the bytes that have to be read and sent, before compression."""
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostVerdict]:
-        """Every host that was considered, best first, refused ones last."""
+        """Every host that was considered, best first, refused ones last; empty in
+        lists of moves.
+        """
 
     def __init__(
         self,

@@ -116,7 +116,8 @@ class MigrationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListMigrations(self, request, context):
-        """ListMigrations returns moves, newest first. Role: viewer.
+        """ListMigrations returns moves, newest first, without the verdicts of their
+        placement: GetMigration has those. Role: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

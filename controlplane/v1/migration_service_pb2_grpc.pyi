@@ -44,7 +44,9 @@ class MigrationServiceStub:
     GetMigration: _grpc.UnaryUnaryMultiCallable[_migration_service_pb2.GetMigrationRequest, _migration_pb2.Migration]
     """GetMigration returns one move. Role: viewer."""
     ListMigrations: _grpc.UnaryUnaryMultiCallable[_migration_service_pb2.ListMigrationsRequest, _migration_service_pb2.ListMigrationsResponse]
-    """ListMigrations returns moves, newest first. Role: viewer."""
+    """ListMigrations returns moves, newest first, without the verdicts of their
+    placement: GetMigration has those. Role: viewer.
+    """
     WatchMigration: _grpc.UnaryStreamMultiCallable[_migration_service_pb2.WatchMigrationRequest, _migration_pb2.Migration]
     """WatchMigration streams a move: its present state first, then every change.
     The stream ends when the move is at rest. Role: viewer.
@@ -88,7 +90,9 @@ class MigrationServiceAsyncStub(MigrationServiceStub):
     GetMigration: _aio.UnaryUnaryMultiCallable[_migration_service_pb2.GetMigrationRequest, _migration_pb2.Migration]  # type: ignore[assignment]
     """GetMigration returns one move. Role: viewer."""
     ListMigrations: _aio.UnaryUnaryMultiCallable[_migration_service_pb2.ListMigrationsRequest, _migration_service_pb2.ListMigrationsResponse]  # type: ignore[assignment]
-    """ListMigrations returns moves, newest first. Role: viewer."""
+    """ListMigrations returns moves, newest first, without the verdicts of their
+    placement: GetMigration has those. Role: viewer.
+    """
     WatchMigration: _aio.UnaryStreamMultiCallable[_migration_service_pb2.WatchMigrationRequest, _migration_pb2.Migration]  # type: ignore[assignment]
     """WatchMigration streams a move: its present state first, then every change.
     The stream ends when the move is at rest. Role: viewer.
@@ -147,7 +151,9 @@ class MigrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _migration_service_pb2.ListMigrationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_migration_service_pb2.ListMigrationsResponse, _abc.Awaitable[_migration_service_pb2.ListMigrationsResponse]]:
-        """ListMigrations returns moves, newest first. Role: viewer."""
+        """ListMigrations returns moves, newest first, without the verdicts of their
+        placement: GetMigration has those. Role: viewer.
+        """
 
     @_abc_1.abstractmethod
     def WatchMigration(

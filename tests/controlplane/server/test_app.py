@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import socket
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
+from sqlalchemy.exc import OperationalError
 
 from controlplane.common.errors import DroverError
 from controlplane.common.identity import Role
@@ -30,7 +32,7 @@ from controlplane.server.config import ControlPlaneConfig
 from controlplane.server.main import read_config
 from controlplane.server.ports import PortError
 from controlplane.server.registry import API_SERVICES
-from controlplane.store.engine import DatabaseInUse
+from controlplane.store.engine import Database, DatabaseInUse
 from controlplane.v1 import flavor_pb2, flavor_service_pb2, host_pb2, host_service_pb2
 from controlplane.v1 import migration_service_pb2 as moves
 from controlplane.v1.flavor_service_pb2_grpc import FlavorServiceStub
@@ -302,6 +304,24 @@ async def test_without_the_ca_key_nobody_joins(directory: Path) -> None:
         request = host_service_pb2.AddHostRequest(host_id="c")
         with pytest.raises(grpc.aio.AioRpcError):
             await stub.AddHost(request, timeout=5)
+
+
+async def test_database_out_of_reach_is_no_bug_and_names_no_statement(
+    app: App, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Database, function: Any) -> Any:
+        raise OperationalError("SELECT secret", {}, sqlite3.OperationalError("disk I/O error"))
+
+    async with api_channel(app, directory) as api:
+        stub = HostServiceStub(api)
+        await stub.ListHosts(host_service_pb2.ListHostsRequest(), timeout=5)
+        monkeypatch.setattr(Database, "_run", fail)
+        for call in (
+            stub.ListHosts(host_service_pb2.ListHostsRequest(), timeout=5),
+            stub.AddHost(host_service_pb2.AddHostRequest(host_id="c"), timeout=5),
+        ):
+            assert await reason_of(call) is Reason.DATABASE_UNAVAILABLE
+        monkeypatch.undo()
 
 
 async def test_broken_inventory_loop_is_not_healthy(app: App, directory: Path) -> None:
