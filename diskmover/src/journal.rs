@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! header   "DMJRNL1\n" | source identity [32] | BLAKE3(tag) [32]
-//!          | part inode u64 | CRC-32C
+//!          | part: inode u64, birth time in ns i64 | CRC-32C
 //! record   length u32 | entry (entry.rs), or 3 and a segment u32 | CRC-32C of both
 //! ```
 //! A record 3 takes back what earlier ones say of a segment: it did not hold what
@@ -21,6 +21,7 @@ use crate::beneath::{self, Names};
 use crate::entry::{self, Entry};
 use crate::error::Result;
 use crate::ledger::Ledger;
+use crate::receipt::FileId;
 use crate::source::Identity;
 use crate::store::Store;
 
@@ -28,7 +29,7 @@ const FORGET: u8 = 3;
 /// How many segments are looked at before a journal is trusted after a crash.
 const RECENT: usize = 2;
 const MAGIC: &[u8; 8] = b"DMJRNL1\n";
-const HEADER: usize = 8 + 32 + 32 + 8 + 4;
+const HEADER: usize = 8 + 32 + 32 + 16 + 4;
 
 /// What a journal is about; one of another copy, source or part is worth nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +38,8 @@ pub struct Subject {
     pub identity: Identity,
     /// Hash of the tag.
     pub tag: [u8; 32],
-    /// Inode of the part.
-    pub part_inode: u64,
+    /// The part.
+    pub part: FileId,
 }
 
 /// An open journal.
@@ -62,7 +63,8 @@ impl Subject {
         let mut out = MAGIC.to_vec();
         out.extend(self.identity.encode());
         out.extend(self.tag);
-        out.extend(self.part_inode.to_le_bytes());
+        out.extend(self.part.inode.to_le_bytes());
+        out.extend(self.part.born_ns.to_le_bytes());
         out.extend(crc32c::crc32c(&out).to_le_bytes());
         out
     }
@@ -236,7 +238,10 @@ mod tests {
         Subject {
             identity,
             tag: [4; 32],
-            part_inode: 5,
+            part: FileId {
+                inode: 5,
+                born_ns: 6,
+            },
         }
     }
 
@@ -298,16 +303,19 @@ mod tests {
             ),
             None
         );
-        assert_eq!(
-            load(
-                &names,
-                &Subject {
-                    part_inode: 9,
-                    ..good
-                }
-            ),
-            None
-        );
+        for (inode, born_ns) in [(9, 6), (5, 9)] {
+            let part = FileId { inode, born_ns };
+            assert_eq!(
+                load(
+                    &names,
+                    &Subject {
+                        part,
+                        ..good.clone()
+                    }
+                ),
+                None
+            );
+        }
     }
 
     #[test]

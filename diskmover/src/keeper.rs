@@ -16,6 +16,7 @@ use crate::dirt;
 use crate::entry::{Entry, MAX_ENTRY};
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{Header, Kind};
+use crate::guard;
 use crate::link::Link;
 use crate::messages::{Open, Receipt};
 use crate::pool::lock;
@@ -42,9 +43,14 @@ pub fn run(session: &Arc<Session>) {
         verified: vec![None; session.specs.len()],
         synced: Instant::now(),
     };
-    if let Err(error) = keeper.keep() {
-        session.fail(error);
-    }
+    let keep = || {
+        if let Err(error) = keeper.keep() {
+            session.fail(error);
+        }
+    };
+    guard::run(keep, || {
+        session.fail(guard::crash("the keeper").at_receiver())
+    });
     keeper.release();
 }
 
@@ -96,15 +102,17 @@ impl Keeper<'_> {
         let about = |e: MoverError| e.at_receiver().in_volume(&spec.volume);
         let Some(open) = Open::decode(&order.payload).filter(|open| open.volume == spec.volume)
         else {
-            let text = format!("volume {volume} of the sender is not {:?}", spec.volume);
-            return Err(about(MoverError::new(Code::Protocol, text)));
+            let what = format!("an OPEN for volume {volume} that is not {:?}", spec.volume);
+            return Err(about(self.session.broken(&order.link, &what)));
         };
         let size = open.identity.size;
-        if spec.size.is_some_and(|expected| expected != size) || size > digest::MAX_SIZE {
-            let text = format!(
-                "the source has {size} bytes, not {}",
-                spec.size.unwrap_or(0)
-            );
+        let refusal = match spec.size {
+            Some(expected) if expected != size => Some(format!("not {expected}")),
+            _ if size > digest::MAX_SIZE => Some("more than 64 TiB".to_owned()),
+            _ => None,
+        };
+        if let Some(why) = refusal {
+            let text = format!("the source has {size} bytes, {why}");
             return Err(about(MoverError::new(Code::SourceInvalid, text)));
         }
         if lock(&self.session.receipts)[volume].is_none() && self.targets()[volume].is_none() {
@@ -160,18 +168,22 @@ impl Keeper<'_> {
         let (Some((root, wire)), Some(target)) =
             (parse_finish(&order.payload), self.targets()[volume].clone())
         else {
-            let text = "FINISH for a volume that is not open";
-            return Err(MoverError::new(Code::Protocol, text).at_receiver());
+            let what = "a FINISH that is unreadable, or for a volume that is not open";
+            return Err(self.session.broken(&order.link, what));
         };
         if !order.header.is_authentic(&self.session.keys.frame, &root) {
-            let text = "FINISH does not match its authenticator";
-            return Err(MoverError::new(Code::Protocol, text).at_receiver());
+            let what = "a FINISH that does not match its authenticator";
+            return Err(self.session.broken(&order.link, what));
+        }
+        if !target.is_complete() {
+            let what = "a FINISH while chunks are missing";
+            return Err(self.session.broken(&order.link, what));
         }
         target.verify(&root)?;
         self.verified[volume] = Some(wire);
         drop(target);
-        let open = |volume: usize| self.targets()[volume].is_some();
-        if (0..self.verified.len()).all(|v| self.verified[v].is_some() || !open(v)) {
+        let published = lock(&self.session.receipts).clone();
+        if (0..self.verified.len()).all(|v| self.verified[v].is_some() || published[v].is_some()) {
             self.publish()?;
         }
         Ok(())

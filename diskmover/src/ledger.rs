@@ -4,6 +4,8 @@
 //! receiver: written). When all chunks of a segment are done, `close` folds
 //! their hashes into one.
 
+use std::ops::Range;
+
 use crate::digest::{self, CHUNK, Hash, SEGMENT_CHUNKS, ZERO_HASH};
 
 /// The chunks of a segment that is not folded yet.
@@ -151,6 +153,38 @@ impl Ledger {
         true
     }
 
+    /// Runs of chunks among `first..end` that are not done. Fails when one is
+    /// known to have content; in folded segments that is for the root digest to
+    /// find out.
+    pub fn missing_zeros(&self, first: u64, end: u64) -> Result<Vec<Range<u64>>, Conflict> {
+        let mut found: Vec<Range<u64>> = Vec::new();
+        let mut add = |run: Range<u64>| match found.last_mut() {
+            Some(last) if last.end == run.start => last.end = run.end,
+            _ => found.push(run),
+        };
+        let mut chunk = first;
+        while chunk < end {
+            let stop = ((chunk / SEGMENT_CHUNKS + 1) * SEGMENT_CHUNKS).min(end);
+            match &self.slots[(chunk / SEGMENT_CHUNKS) as usize] {
+                Slot::Empty => add(chunk..stop),
+                Slot::Closed(..) => {}
+                Slot::Open(open) => {
+                    for one in chunk..stop {
+                        let index = (one % SEGMENT_CHUNKS) as usize;
+                        if open.known & (1 << index) != 0 && open.hashes[index] != ZERO_HASH {
+                            return Err(Conflict);
+                        }
+                        if open.done & (1 << index) == 0 {
+                            add(one..one + 1);
+                        }
+                    }
+                }
+            }
+            chunk = stop;
+        }
+        Ok(found)
+    }
+
     /// Marks the zero chunks `first..end` as done; fails if one has content.
     pub fn confirm_zeros(&mut self, first: u64, end: u64) -> Result<(), Conflict> {
         let mut chunk = first;
@@ -295,6 +329,23 @@ mod tests {
         single.close_if_full(1);
         assert!(at_once.is_complete() && single.is_complete());
         assert_eq!(at_once.root(), single.root());
+    }
+
+    #[test]
+    fn zeros_are_missing_where_nothing_is_done() {
+        let mut ledger = Ledger::new(SIZE);
+        assert_eq!(ledger.missing_zeros(0, 71), Ok(vec![0..71]));
+        ledger.confirm_zeros(2, 4).unwrap();
+        assert_eq!(ledger.missing_zeros(1, 71), Ok(vec![1..2, 4..71]));
+        ledger.offer(70, [1; 32], 1).unwrap();
+        assert_eq!(ledger.missing_zeros(60, 71), Err(Conflict));
+        assert_eq!(ledger.missing_zeros(60, 70), Ok(vec![60..70]));
+        for chunk in 64..71 {
+            let _ = ledger.offer(chunk, [1; 32], 1);
+            ledger.confirm(chunk);
+        }
+        ledger.close_if_full(1);
+        assert_eq!(ledger.missing_zeros(60, 71), Ok(vec![60..64]));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod entry;
 pub mod error;
 pub mod feed;
 pub mod frame;
+pub mod guard;
 pub mod journal;
 pub mod keeper;
 pub mod ledger;

@@ -13,7 +13,7 @@ use rustls::Connection;
 
 use crate::error::{Code, MoverError};
 use crate::frame::{FrameError, HEADER, Header};
-use crate::messages::EXPORTER_LABEL;
+use crate::messages::{ALPN, EXPORTER_LABEL};
 use crate::pool::lock;
 use crate::tls;
 
@@ -130,6 +130,11 @@ impl Link {
         tls::uri_names(lock(&self.tls).peer_certificates())
     }
 
+    /// Whether both ends agreed on this protocol in the handshake.
+    pub fn speaks_diskmover(&self) -> bool {
+        lock(&self.tls).alpn_protocol() == Some(ALPN)
+    }
+
     /// A secret that only the two ends of this very connection know.
     pub fn exporter(&self, session: &str) -> Result<[u8; 32]> {
         lock(&self.tls)
@@ -236,7 +241,11 @@ impl Link {
             tls.write_tls(out).map_err(LinkError::Io)?;
         }
         drop(tls);
-        (&self.socket).write_all(out).map_err(io_error)
+        (&self.socket).write_all(out).map_err(|e| {
+            // A part of a record may be out: nothing after it would be understood.
+            self.abort();
+            io_error(e)
+        })
     }
 
     fn recv(&self, out: &mut [u8], deadline: Instant) -> Result<()> {

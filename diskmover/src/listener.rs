@@ -15,6 +15,7 @@ use crate::beneath;
 use crate::digest::{ZERO_HASH, hex};
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{Header, Kind};
+use crate::guard;
 use crate::link::{self, Link};
 use crate::messages::{self, Hello, Keys, VERSION};
 use crate::pool::lock;
@@ -23,8 +24,6 @@ use crate::session::{MAX_VOLUMES, Opening, Phase, Session};
 use crate::target::{TargetSpec, Trust};
 use crate::tls::TlsFiles;
 
-/// Time for the TLS handshake and HELLO together.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Keys that are remembered to name a replay.
 const RETIRED: usize = 1024;
 
@@ -37,6 +36,8 @@ pub struct Limits {
     pub connections: usize,
     /// Memory for chunks of each session.
     pub buffer_bytes: u64,
+    /// Time for the TLS handshake and HELLO together.
+    pub hello: Duration,
     /// Silence after which a connection is dropped.
     pub idle: Duration,
 }
@@ -208,7 +209,7 @@ impl Shared {
 
     /// Serves one connection from handshake to end.
     fn serve(&self, socket: TcpStream) {
-        let deadline = Instant::now() + HELLO_TIMEOUT;
+        let deadline = Instant::now() + self.limits.hello;
         let _ = socket.set_nonblocking(false);
         let keep = socket.try_clone();
         let Ok(config) = self.tls.server() else {
@@ -245,6 +246,9 @@ impl Shared {
         let broken = |what: &str| {
             MoverError::new(Code::Protocol, format!("{}: {what}", link.peer)).at_receiver()
         };
+        if !link.speaks_diskmover() {
+            return Err(broken("it did not ask for this protocol (ALPN)"));
+        }
         let header = link
             .recv_header(Some(deadline))
             .map_err(|e| e.to_mover(&link.peer))?;
@@ -404,7 +408,7 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener, wake: &OwnedFd) {
         }
         let shared = Arc::clone(shared);
         std::thread::spawn(move || {
-            shared.serve(socket);
+            guard::run(|| shared.serve(socket), || {});
             shared.connections.fetch_sub(1, Ordering::Relaxed);
         });
     }

@@ -13,7 +13,14 @@ use crate::sys::{ALIGN, AlignedBuf};
 
 /// Size, bytes in blocks that are not zero, and root digest.
 pub fn digest(path: &Path) -> Result<(u64, u64, Hash)> {
-    let source = FileSource::open(path)?;
+    digest_of(&FileSource::open(path)?, || false)
+}
+
+/// The same of an open source; gives up when `stopping` says so.
+pub fn digest_of(
+    source: &dyn Source,
+    stopping: impl Fn() -> bool + Sync,
+) -> Result<(u64, u64, Hash)> {
     let size = source.identity().size;
     let unmapped = |e| MoverError::source_io("cannot map the source", &e);
     let plan = Mutex::new(Plan::new(source.extents(true)?, size));
@@ -23,6 +30,9 @@ pub fn digest(path: &Path) -> Result<(u64, u64, Hash)> {
         let no_memory = || MoverError::new(Code::Internal, "out of memory");
         let mut buffer = AlignedBuf::new(CHUNK as usize).ok_or_else(no_memory)?;
         while let Some(work) = step()? {
+            if stopping() {
+                return Err(MoverError::new(Code::Cancelled, "hashing was cancelled"));
+            }
             let (first, hash, data) = match work {
                 Work::Zeros(chunks) => {
                     let marked = lock(&ledger).confirm_zeros(chunks.start, chunks.end);

@@ -91,8 +91,10 @@ pub fn discard(root: &Path, name: &str, tag: &str) -> Result<()> {
         return Ok(());
     };
     let _lock = lock_part(&names)?;
-    names.remove(&names.part)?;
+    // The journal first: one without its part could be taken for the next one's.
     names.remove(&names.journal)?;
+    names.sync_dir()?;
+    names.remove(&names.part)?;
     names.remove(&names.receipt)?;
     names.remove(&format!("{}.new", names.receipt))?;
     names.sync_dir()

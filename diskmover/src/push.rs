@@ -23,7 +23,9 @@ use crate::digest::{Bitmap, Hash};
 use crate::error::{Code, MoverError, Result};
 use crate::feed::{Feed, Volume};
 use crate::frame::{Header, Kind};
+use crate::guard;
 use crate::link::Link;
+use crate::local;
 use crate::messages::{self, Keys, Receipt};
 use crate::pool::{Buffer, Pool, lock};
 use crate::progress::{self, Meter, Progress};
@@ -333,6 +335,7 @@ impl Shared {
             .filter_map(|volume| lock(&volume.receipt).clone())
             .collect();
         if receipts.len() == self.volumes.len() {
+            self.check_claims(&receipts)?;
             self.end(Ok(receipts));
             return Ok(());
         }
@@ -349,6 +352,27 @@ impl Shared {
                     .map_err(|e| e.in_volume(&volume.id))?;
             }
             *lock(&self.finish) = Finish::Free;
+        }
+        Ok(())
+    }
+
+    /// Compares the source with receipts of an earlier copy, of which nothing
+    /// was sent this time.
+    fn check_claims(&self, receipts: &[Receipt]) -> Result<()> {
+        for (volume, receipt) in self.volumes.iter().zip(receipts) {
+            if lock(&volume.ledger).root() == Some(receipt.root) {
+                continue;
+            }
+            let digest = local::digest_of(&*volume.source, || self.stopping())
+                .map_err(|e| e.in_volume(&volume.id))?;
+            if digest.2 != receipt.root {
+                let text = format!(
+                    "this copy has placed {:?} before, and its source has other content now; \
+                     move the target out of the way to copy again",
+                    volume.id
+                );
+                return Err(MoverError::new(Code::TargetExists, text).in_volume(&volume.id));
+            }
         }
         Ok(())
     }
@@ -391,7 +415,7 @@ fn coordinate(shared: &Arc<Shared>) {
     std::thread::scope(|scope| {
         for index in 0..shared.job.connections {
             scope.spawn(move || {
-                uplink::run(shared, index);
+                guarded(shared, "a connection", || uplink::run(shared, index));
                 shared.uplinks.fetch_sub(1, Ordering::Release);
             });
         }
@@ -399,15 +423,17 @@ fn coordinate(shared: &Arc<Shared>) {
             .map_or(2, |n| n.get())
             .clamp(2, 4);
         for _ in 0..workers {
-            scope.spawn(|| stages::pack(shared));
+            scope.spawn(|| guarded(shared, "a worker", || stages::pack(shared)));
         }
         for _ in 0..READERS {
-            scope.spawn(|| stages::read(shared));
+            scope.spawn(|| guarded(shared, "a reader", || stages::read(shared)));
         }
         while !shared.stopping() {
-            if let Err(error) = shared.watch() {
-                shared.fail(error);
-            }
+            guarded(shared, "the coordinator", || {
+                if let Err(error) = shared.watch() {
+                    shared.fail(error);
+                }
+            });
             std::thread::sleep(Duration::from_millis(20));
         }
         let links = lock(&shared.links).clone();
@@ -419,6 +445,11 @@ fn coordinate(shared: &Arc<Shared>) {
             std::thread::sleep(TICK / 10);
         }
     });
+}
+
+/// Runs a thread of the copy; the copy fails when it crashes.
+fn guarded(shared: &Shared, what: &str, work: impl FnOnce()) {
+    guard::run(work, || shared.fail(guard::crash(what)));
 }
 
 fn check(job: &Job) -> Result<()> {
@@ -456,4 +487,44 @@ fn random_bytes(out: &mut [u8]) -> Result<()> {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let error = |_| MoverError::new(Code::Internal, "the system gives no random numbers");
     provider.secure_random.fill(out).map_err(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crashed_thread_ends_the_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, content: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path
+        };
+        let own = rcgen::generate_simple_self_signed(["a".to_owned()]).unwrap();
+        let cert = file("cert", &own.cert.pem());
+        let push = Push::start(Job {
+            to: "127.0.0.1:1".into(),
+            receiver: None,
+            tls: TlsFiles {
+                key: file("key", &own.signing_key.serialize_pem()),
+                ca: cert.clone(),
+                cert,
+            },
+            session: "s".into(),
+            key: [0; 32],
+            tag: "t".into(),
+            volumes: vec![("disk".into(), file("disk", "x"), None)],
+            connections: 1,
+            limit: None,
+            level: None,
+            trust_holes: true,
+            buffer_bytes: 0,
+            reconnect: Duration::from_secs(600),
+        })
+        .unwrap();
+        guarded(&push.shared, "a reader", || panic!("on purpose"));
+        let outcome = push.wait(Duration::from_secs(60)).expect("it hangs");
+        assert_eq!(outcome.unwrap_err().code, Code::Internal);
+    }
 }

@@ -33,6 +33,8 @@ type Receipt = (String, u64, u64, u64, u64, u64, String, &'static str);
 type Status = (&'static str, Progress, Vec<Receipt>, Option<Py<PyAny>>);
 
 const MODE: &str = "verbatim";
+/// Nobody who is let in needs longer for handshake and HELLO.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 fn exception<'py>(py: Python<'py>, error: &MoverError) -> PyResult<Bound<'py, PyAny>> {
     py.import("diskmover.errors")?
@@ -119,6 +121,7 @@ impl Receiver {
                 sessions: max_sessions,
                 connections: max_connections,
                 buffer_bytes,
+                hello: HELLO_TIMEOUT,
                 idle: seconds(idle_timeout_seconds)?,
             };
             listener::Receiver::bind(listen, self::tls(tls), limits)

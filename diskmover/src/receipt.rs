@@ -20,8 +20,10 @@ const TITLE: &str = "diskmover receipt 1";
 /// Names an inode for as long as it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FileId {
-    inode: u64,
-    born_ns: i64,
+    /// Inode number; a new file can get that of a removed one.
+    pub inode: u64,
+    /// Time of its creation in ns; 0 when the file system does not tell.
+    pub born_ns: i64,
 }
 
 /// What stands under `file`, if anything does.

@@ -21,6 +21,7 @@ use crate::digest::{self, BLOCK, Bitmap};
 use crate::dirt::Dirt;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{self, CODEC_ZSTD, Header, Kind};
+use crate::guard;
 use crate::keeper::{self, Order};
 use crate::link::Link;
 use crate::messages::{self, Keys, Receipt};
@@ -389,7 +390,7 @@ impl Session {
                     let error = messages::decode_error(&payload);
                     return Err(error.unwrap_or_else(|| self.broken(link, "an unreadable error")));
                 }
-                _ => return Err(self.broken(link, "a frame that only receivers send")),
+                _ => return Err(self.broken(link, &format!("{:?} out of phase", header.kind))),
             };
             if !on {
                 return Ok(());
@@ -434,7 +435,7 @@ impl Session {
     /// Waits for a buffer; the sender is told meanwhile that we live.
     fn buffer(&self, link: &Link) -> Option<Buffer> {
         let mut sign = Instant::now();
-        while !self.stopping() {
+        while !self.stopping() && !self.drained.load(Ordering::Acquire) {
             if let Some(buffer) = self.pool.take(TICK) {
                 return Some(buffer);
             }
@@ -443,9 +444,11 @@ impl Session {
         None
     }
 
+    /// Hands a job to the workers; false when there are none any more. Then it
+    /// is a late duplicate: nothing is finished while a chunk is missing.
     fn push(&self, link: &Link, job: Job) -> bool {
         let (mut job, mut sign) = (job, Instant::now());
-        while !self.stopping() {
+        while !self.stopping() && !self.drained.load(Ordering::Acquire) {
             match self.jobs.0.send_timeout(job, TICK) {
                 Ok(()) => return true,
                 Err(SendTimeoutError::Timeout(back)) => job = back,
@@ -495,16 +498,20 @@ impl Session {
             .map_err(|e| self.broken(link, &e.to_string()).at(header.offset))
     }
 
-    fn broken(&self, link: &Link, what: &str) -> MoverError {
+    /// The error for a frame that its sender should not have sent.
+    pub fn broken(&self, link: &Link, what: &str) -> MoverError {
         let text = format!("{} broke the protocol: it sent {what}", link.peer);
         MoverError::new(Code::Protocol, text).at_receiver()
     }
 
     /// A worker: unpacks, verifies, writes and acknowledges.
     fn work(&self) {
-        if let Err(error) = self.work_on() {
-            self.fail(error);
-        }
+        let work = || {
+            if let Err(error) = self.work_on() {
+                self.fail(error);
+            }
+        };
+        guard::run(work, || self.fail(guard::crash("a worker").at_receiver()));
         self.workers.fetch_sub(1, Ordering::Release);
     }
 
@@ -526,12 +533,13 @@ impl Session {
             }
             let (link, header) = match job {
                 Job::Zeros(link, header) => {
-                    self.place_zeros(&header)?;
+                    self.place_zeros(&header).map_err(|e| from_peer(e, &link))?;
                     (link, header)
                 }
                 Job::Data(link, header, bitmap, buffer, body) => {
                     let data = &buffer[..body];
-                    self.place_data(&header, &bitmap, data, &mut scratch, &mut decoder)?;
+                    self.place_data(&header, &bitmap, data, &mut scratch, &mut decoder)
+                        .map_err(|e| from_peer(e, &link))?;
                     (link, header)
                 }
             };
@@ -601,8 +609,10 @@ impl Session {
         };
         if !header.is_authentic(&self.keys.frame, &digest::ZERO_HASH) {
             let text = "a zero run does not match its authenticator";
+            let volume = &self.specs[usize::from(header.volume)].volume;
             return Err(MoverError::new(Code::ChunkCorrupt, text)
                 .at_receiver()
+                .in_volume(volume)
                 .at(header.offset));
         }
         let end = (header.offset + header.logical_len).div_ceil(digest::CHUNK);
@@ -615,5 +625,16 @@ impl Session {
     fn target(&self, header: &Header) -> Option<Arc<Target>> {
         let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
         targets[usize::from(header.volume)].clone()
+    }
+}
+
+/// The same error, naming who sent what is wrong.
+fn from_peer(error: MoverError, link: &Link) -> MoverError {
+    match error.code {
+        Code::ChunkCorrupt | Code::SourceChanged => MoverError {
+            message: format!("from {}: {}", link.peer, error.message),
+            ..error
+        },
+        _ => error,
     }
 }

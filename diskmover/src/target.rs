@@ -99,14 +99,15 @@ impl Target {
         }
         publish::refuse_existing(&names)?;
         let part = open_part(&names)?;
-        let part_inode = rustix::fs::fstat(&part)
-            .map_err(|e| names.failed("cannot stat", &names.part, e))?
-            .st_ino;
+        // The lock is held: the name and the open file stay the same one.
+        let Some(part_id) = receipt::file_id(&names, &names.part)? else {
+            return Err(names.failed("cannot stat", &names.part, Errno::NOENT));
+        };
         let tag = *blake3::hash(tag.as_bytes()).as_bytes();
         let subject = Subject {
             identity,
             tag,
-            part_inode,
+            part: part_id,
         };
         let found = if has_size(&part, identity.size) {
             Journal::load(&names, &subject)?
@@ -126,7 +127,7 @@ impl Target {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::DIRECT;
         let direct = beneath::open(&names.dir, &names.part, flags, Mode::empty()).ok();
         let direct =
-            direct.filter(|fd| rustix::fs::fstat(fd).is_ok_and(|s| s.st_ino == part_inode));
+            direct.filter(|fd| rustix::fs::fstat(fd).is_ok_and(|s| s.st_ino == part_id.inode));
         let unmeasured = |e| MoverError::target_io("cannot measure a part", &e);
         let medium = Medium::new(part, direct.map(File::from), fresh).map_err(unmeasured)?;
         let suspects = match spec.trust {
@@ -162,6 +163,11 @@ impl Target {
         lock(&self.book).ledger.data_bytes()
     }
 
+    /// Whether all of it is placed.
+    pub fn is_complete(&self) -> bool {
+        lock(&self.book).ledger.is_complete()
+    }
+
     /// What is placed, for the sender.
     pub fn state(&self) -> Vec<Entry> {
         let book = lock(&self.book);
@@ -177,11 +183,12 @@ impl Target {
     pub fn place(&self, chunk: u64, bitmap: &Bitmap, data: &[u8], hash: Hash) -> Result<()> {
         let size = {
             let mut book = lock(&self.book);
+            if book.ledger.offer(chunk, hash, data.len() as u32).is_err() {
+                return self.conflict(chunk);
+            }
             if book.ledger.is_done(chunk) {
                 return Ok(());
             }
-            let offered = book.ledger.offer(chunk, hash, data.len() as u32);
-            offered.map_err(|_| self.conflict(chunk))?;
             book.ledger.size()
         };
         let len = digest::chunk_len(size, chunk);
@@ -207,12 +214,22 @@ impl Target {
 
     /// Places zero chunks `first..end`.
     pub fn place_zeros(&self, first: u64, end: u64) -> Result<()> {
-        let size = lock(&self.book).ledger.size();
-        self.zero(first * CHUNK, (end * CHUNK).min(size) - first * CHUNK)?;
+        // Only what is not durable is punched: a done chunk must stay what it is.
+        let (missing, size) = {
+            let ledger = &lock(&self.book).ledger;
+            (ledger.missing_zeros(first, end), ledger.size())
+        };
+        let Ok(missing) = missing else {
+            return self.conflict(first);
+        };
+        for run in missing {
+            let start = run.start * CHUNK;
+            self.zero(start, (run.end * CHUNK).min(size) - start)?;
+        }
         let mut book = lock(&self.book);
-        book.ledger
-            .confirm_zeros(first, end)
-            .map_err(|_| self.conflict(first))?;
+        if book.ledger.confirm_zeros(first, end).is_err() {
+            return self.conflict(first);
+        }
         for segment in first / SEGMENT_CHUNKS..end.div_ceil(SEGMENT_CHUNKS) {
             let from = first
                 .saturating_sub(segment * SEGMENT_CHUNKS)
@@ -303,9 +320,12 @@ impl Target {
         zeroed.map_err(|e| self.failed("cannot zero", &e).at(offset))
     }
 
-    fn conflict(&self, chunk: u64) -> MoverError {
-        let text = "the sender sent a chunk twice with different content: its source changed";
-        self.about(MoverError::new(Code::SourceChanged, text).at(chunk * CHUNK))
+    /// Refuses a chunk that came twice with different content.
+    fn conflict(&self, chunk: u64) -> Result<()> {
+        // The two may have been written over each other: nothing is worth keeping.
+        self.names.remove(&self.names.journal)?;
+        let text = "a chunk came twice with different content: the source changed";
+        Err(self.about(MoverError::new(Code::SourceChanged, text).at(chunk * CHUNK)))
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> MoverError {

@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use crate::digest::CHUNK;
 use crate::entry::Entry;
 use crate::error::{Code, MoverError, Result};
+use crate::feed::Volume;
 use crate::frame::{ACK_TARGET_SLOW, HEADER, Header, Kind};
 use crate::link::{Link, LinkError};
 use crate::messages::{self, Hello, Open, Receipt, VERSION};
@@ -83,6 +84,10 @@ fn connect(shared: &Shared, index: usize) -> std::result::Result<Arc<Link>, End>
         .map_err(|e| End::Fatal(tls::classify(&e, to)))?;
     let link = Link::establish(tls.into(), socket, IDLE, deadline).map_err(|e| sort(e, to))?;
     let link = Arc::new(link);
+    if !link.speaks_diskmover() {
+        let text = format!("{to} does not speak diskmover's protocol (ALPN)");
+        return Err(End::Fatal(MoverError::new(Code::Protocol, text)));
+    }
     let uris = link.peer_uris();
     if let Some(expected) = &shared.job.receiver
         && !uris.contains(expected)
@@ -112,6 +117,10 @@ fn connect(shared: &Shared, index: usize) -> std::result::Result<Arc<Link>, End>
     sent.map_err(|e| sort(e, to))?;
     let payload = link.recv_small(&answer).map_err(|e| sort(e, to))?;
     match answer.kind {
+        Kind::Welcome if payload != VERSION.to_le_bytes() => {
+            let text = format!("{to} speaks another version of diskmover's protocol");
+            Err(End::Fatal(MoverError::new(Code::Protocol, text)))
+        }
         Kind::Welcome if usize::from(answer.volume) == shared.volumes.len() => Ok(link),
         Kind::Welcome => {
             let text = format!(
@@ -260,10 +269,14 @@ fn open_volumes(shared: &Shared, link: &Link) -> std::result::Result<(), End> {
                 Kind::Error => return Err(End::Fatal(told(&payload))),
                 Kind::State if ours => adopt(shared, index, &payload)?,
                 Kind::Opened if ours => {
-                    if payload.is_empty() {
+                    if !payload.is_empty() {
+                        claim_receipt(shared, index, &payload)?;
+                    } else if answer.offset <= volume.size() {
                         lock(&volume.ledger).set_data_bytes(answer.offset);
                     } else {
-                        keep_receipt(shared, index, &payload)?;
+                        let text = "the receiver says that it has more data than there is";
+                        let error = MoverError::new(Code::Protocol, text);
+                        return Err(End::Fatal(error.in_volume(&volume.id)));
                     }
                     break;
                 }
@@ -403,26 +416,39 @@ fn hear(shared: &Shared, link: &Link, in_flight: &InFlight) -> std::result::Resu
     }
 }
 
+/// Keeps the receipt of a volume that was published before; whether it is for
+/// what the source holds now is checked before the copy ends.
+fn claim_receipt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
+    let receipt = read_receipt(&shared.volumes[index], payload)?;
+    *lock(&shared.volumes[index].receipt) = Some(receipt);
+    Ok(())
+}
+
 /// Checks a receipt against what was sent, and keeps it.
 fn keep_receipt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
     let volume = &shared.volumes[index];
-    let wrong = |text: &str| Err(MoverError::new(Code::Protocol, text).in_volume(&volume.id));
-    let Some(receipt) = Receipt::decode(payload).filter(|receipt| receipt.volume == volume.id)
-    else {
-        return wrong("the receiver's receipt is not for this volume");
-    };
-    let ledger = lock(&volume.ledger);
-    let own = if ledger.is_complete() {
-        ledger.root()
-    } else {
-        None
-    };
-    drop(ledger);
-    if own.is_some_and(|root| (root, volume.size()) != (receipt.root, receipt.size)) {
-        return wrong("the receiver's receipt has another digest than this copy");
+    let receipt = read_receipt(volume, payload)?;
+    if lock(&volume.receipt).as_ref() == Some(&receipt) {
+        return Ok(()); // told again
+    }
+    let own = lock(&volume.ledger).root();
+    if own != Some(receipt.root) {
+        let text = "the receiver's receipt has another digest than this copy";
+        return Err(MoverError::new(Code::Protocol, text).in_volume(&volume.id));
     }
     *lock(&volume.receipt) = Some(receipt);
     Ok(())
+}
+
+fn read_receipt(volume: &Volume, payload: &[u8]) -> Result<Receipt> {
+    let about = |receipt: &Receipt| {
+        (&receipt.volume, receipt.size) == (&volume.id, volume.size())
+            && receipt.data <= receipt.size
+    };
+    Receipt::decode(payload).filter(about).ok_or_else(|| {
+        let text = "the receiver's receipt is not for this volume";
+        MoverError::new(Code::Protocol, text).in_volume(&volume.id)
+    })
 }
 
 /// The receiver's error.

@@ -1,0 +1,358 @@
+//! What a sender does with receivers that break the protocol.
+//!
+//! The receiver here has the right certificate. Whatever it says, the sender
+//! must neither report success without proof, nor crash, nor wait for ever.
+
+use diskmover::digest::{self, CHUNK};
+use diskmover::entry::Entry;
+use diskmover::error::Code;
+use diskmover::frame::{Header, Kind};
+use diskmover::messages::{Receipt, VERSION};
+
+use crate::peer::{Heard, Peer, listener};
+use crate::pki::Pki;
+use crate::rig::{job_to, noise, run};
+
+const SIZE: u64 = 2 * CHUNK + 9;
+
+/// Accepts HELLO for one volume.
+fn welcome(peer: &mut Peer) {
+    peer.hear_kind(Kind::Hello);
+    peer.send(Header::new(Kind::Welcome, 1), &VERSION.to_le_bytes());
+    peer.hear_kind(Kind::Open);
+}
+
+/// Says that nothing is there yet.
+fn opened(peer: &mut Peer) {
+    welcome(peer);
+    peer.send(Header::new(Kind::Opened, 0), &[]);
+}
+
+/// Acknowledges everything until FINISH, and returns the sender's digest.
+fn take_all(peer: &mut Peer) -> digest::Hash {
+    opened(peer);
+    loop {
+        match peer.hear() {
+            Heard::Frame(header, payload) if header.kind == Kind::Finish => {
+                return payload[..32].try_into().unwrap();
+            }
+            Heard::Frame(header, _) if matches!(header.kind, Kind::Data | Kind::Zero) => {
+                peer.send(ack(&header), &[]);
+            }
+            Heard::Frame(..) => {}
+            Heard::End => panic!("the sender hung up"),
+        }
+    }
+}
+
+fn ack(header: &Header) -> Header {
+    Header {
+        kind: Kind::Ack,
+        codec: 0,
+        payload_len: 0,
+        auth: [0; 32],
+        ..header.clone()
+    }
+}
+
+fn first_chunk(peer: &mut Peer) -> Header {
+    opened(peer);
+    peer.hear_kind(Kind::Data).0
+}
+
+fn receipt(size: u64, root: digest::Hash) -> Receipt {
+    Receipt {
+        volume: "disk".into(),
+        size,
+        data: 5,
+        wire: 5,
+        root,
+    }
+}
+
+fn state(peer: &mut Peer, entry: &Entry) {
+    welcome(peer);
+    let mut payload = Vec::new();
+    entry.encode(&mut payload);
+    peer.send(Header::new(Kind::State, 0), &payload);
+    peer.send(Header::new(Kind::Opened, 0), &[]);
+}
+
+type Act = fn(&mut Peer);
+
+/// What the receiver does, and why | what the sender ends with.
+const FAULTS: &[(&str, Act, Code)] = &[
+    (
+        "garbage instead of WELCOME",
+        |p| p.send_bytes(&noise(1, 64)),
+        Code::Protocol,
+    ),
+    (
+        "another version: what follows would be read wrongly",
+        |p| {
+            p.hear_kind(Kind::Hello);
+            p.send(Header::new(Kind::Welcome, 1), &9u16.to_le_bytes());
+        },
+        Code::Protocol,
+    ),
+    (
+        "an ACK instead of WELCOME",
+        |p| p.send(Header::new(Kind::Ack, 0), &[]),
+        Code::Protocol,
+    ),
+    (
+        "an error that cannot be read",
+        |p| p.send(Header::new(Kind::Error, 0), &[1]),
+        Code::Protocol,
+    ),
+    (
+        "STATE beyond the end of the volume",
+        |p| state(p, &Entry::Closed(1, [1; 32])),
+        Code::Protocol,
+    ),
+    (
+        "STATE of more segments than can be counted",
+        |p| state(p, &Entry::ZeroRun(u32::MAX, u32::MAX)),
+        Code::Protocol,
+    ),
+    (
+        "STATE with chunks beyond the end",
+        |p| state(p, &Entry::Partial(0, 1 << 63, vec![(1, [1; 32])])),
+        Code::Protocol,
+    ),
+    (
+        "STATE with more data in a chunk than a chunk has",
+        |p| state(p, &Entry::Partial(0, 1, vec![(u32::MAX, [1; 32])])),
+        Code::Protocol,
+    ),
+    (
+        "STATE that ends in the middle",
+        |p| {
+            welcome(p);
+            p.send(Header::new(Kind::State, 0), &[0, 1]);
+        },
+        Code::Protocol,
+    ),
+    (
+        "OPENED with more data than the volume has: sums would overflow",
+        |p| {
+            welcome(p);
+            let mut header = Header::new(Kind::Opened, 0);
+            header.offset = u64::MAX;
+            p.send(header, &[]);
+        },
+        Code::Protocol,
+    ),
+    (
+        "OPENED for another volume",
+        |p| {
+            welcome(p);
+            p.send(Header::new(Kind::Opened, 7), &[]);
+        },
+        Code::Protocol,
+    ),
+    (
+        "OPENED with a receipt of another size",
+        |p| {
+            welcome(p);
+            let payload = receipt(SIZE - 1, [1; 32]).encode();
+            p.send(Header::new(Kind::Opened, 0), &payload);
+        },
+        Code::Protocol,
+    ),
+    (
+        "OPENED with a receipt for other content: nothing of ours is there",
+        |p| {
+            welcome(p);
+            let payload = receipt(SIZE, [1; 32]).encode();
+            p.send(Header::new(Kind::Opened, 0), &payload);
+            p.hears_the_end();
+        },
+        Code::TargetExists,
+    ),
+    (
+        "an ACK for what was never sent",
+        |p| {
+            opened(p);
+            let mut header = Header::new(Kind::Ack, 0);
+            header.offset = 77 * CHUNK;
+            p.send(header, &[]);
+        },
+        Code::Protocol,
+    ),
+    (
+        "an ACK for a part of a chunk",
+        |p| {
+            let mut header = ack(&first_chunk(p));
+            header.logical_len -= 1;
+            p.send(header, &[]);
+        },
+        Code::Protocol,
+    ),
+    (
+        "the same ACK twice",
+        |p| {
+            let header = ack(&first_chunk(p));
+            p.send(header.clone(), &[]);
+            p.send(header, &[]);
+        },
+        Code::Protocol,
+    ),
+    (
+        "an ACK for a volume that there is not",
+        |p| {
+            let mut header = ack(&first_chunk(p));
+            header.volume = 500;
+            p.send(header, &[]);
+        },
+        Code::Protocol,
+    ),
+    (
+        "DATA is the sender's to send",
+        |p| {
+            let (header, payload) = p.data_frame(0, 0, SIZE, &[1; CHUNK as usize]);
+            opened(p);
+            p.send(header, &payload);
+        },
+        Code::Protocol,
+    ),
+    (
+        "a RECEIPT before all is there: a success without proof",
+        |p| {
+            opened(p);
+            p.send(
+                Header::new(Kind::Receipt, 0),
+                &receipt(SIZE, [1; 32]).encode(),
+            );
+        },
+        Code::Protocol,
+    ),
+    (
+        "a RECEIPT with another digest",
+        |p| {
+            take_all(p);
+            p.send(
+                Header::new(Kind::Receipt, 0),
+                &receipt(SIZE, [1; 32]).encode(),
+            );
+        },
+        Code::Protocol,
+    ),
+    (
+        "a RECEIPT with another size",
+        |p| {
+            let root = take_all(p);
+            p.send(
+                Header::new(Kind::Receipt, 0),
+                &receipt(SIZE + 1, root).encode(),
+            );
+        },
+        Code::Protocol,
+    ),
+    (
+        "a RECEIPT with more data than size",
+        |p| {
+            let root = take_all(p);
+            let lie = Receipt {
+                data: u64::MAX,
+                ..receipt(SIZE, root)
+            };
+            p.send(Header::new(Kind::Receipt, 0), &lie.encode());
+        },
+        Code::Protocol,
+    ),
+    (
+        "a RECEIPT for another volume",
+        |p| {
+            let root = take_all(p);
+            let lie = Receipt {
+                volume: "other".into(),
+                ..receipt(SIZE, root)
+            };
+            p.send(Header::new(Kind::Receipt, 0), &lie.encode());
+        },
+        Code::Protocol,
+    ),
+    (
+        "silence after the handshake: there is a deadline",
+        |p| {
+            p.hear_kind(Kind::Hello);
+            p.hears_the_end();
+        },
+        Code::ConnectFailed,
+    ),
+];
+
+#[test]
+fn every_fault_ends_the_copy_with_a_reason() {
+    let pki = Pki::new();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, noise(1, SIZE as usize)).unwrap();
+    for (what, act, code) in FAULTS {
+        let (listener, address) = listener();
+        let credentials = pki.host("b");
+        let error = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut peer = Peer::accept(&listener, &credentials);
+                act(&mut peer);
+                peer.hears_the_end();
+            });
+            let mut job = job_to(&address, &pki);
+            job.volumes = vec![("disk".into(), path.clone(), None)];
+            job.connections = 1;
+            job.reconnect = std::time::Duration::from_secs(2);
+            run(job).expect_err(what)
+        });
+        assert_eq!(error.code, *code, "{what}: {error}");
+    }
+}
+
+#[test]
+fn an_honest_receiver_in_the_same_words_is_believed() {
+    let pki = Pki::new();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, noise(1, SIZE as usize)).unwrap();
+    let (listener, address) = listener();
+    let credentials = pki.host("b");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut peer = Peer::accept(&listener, &credentials);
+            let root = take_all(&mut peer);
+            let payload = receipt(SIZE, root).encode();
+            peer.send(Header::new(Kind::Receipt, 0), &payload);
+            peer.hears_the_end();
+        });
+        let mut job = job_to(&address, &pki);
+        job.volumes = vec![("disk".into(), path.clone(), None)];
+        job.connections = 1;
+        let root = diskmover::local::digest(&path).unwrap().2;
+        assert_eq!(run(job).unwrap(), [receipt(SIZE, root)]);
+    });
+}
+
+#[test]
+fn a_receiver_that_takes_and_forgets_is_given_up() {
+    let pki = Pki::new();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk");
+    std::fs::write(&path, noise(1, SIZE as usize)).unwrap();
+    let (listener, address) = listener();
+    let credentials = pki.host("b");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut peer = Peer::accept(&listener, &credentials);
+            first_chunk(&mut peer);
+            peer.hang_up();
+            drop(listener);
+        });
+        let mut job = job_to(&address, &pki);
+        job.volumes = vec![("disk".into(), path.clone(), None)];
+        job.connections = 1;
+        job.reconnect = std::time::Duration::from_secs(1);
+        let error = run(job).unwrap_err();
+        assert_eq!(error.code, Code::LinkLost, "{error}");
+        assert!(error.retryable);
+    });
+}

@@ -1,0 +1,11 @@
+//! Both ends over real sockets and real mutual TLS, and peers that misbehave.
+
+#![allow(missing_docs)]
+
+mod access;
+mod copies;
+mod hostile_receiver;
+mod hostile_sender;
+mod peer;
+mod pki;
+mod rig;

@@ -1,0 +1,321 @@
+//! Raw ends of the protocol: they send whatever a test wants.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+use diskmover::digest::{self, CHUNK, Hash};
+use diskmover::error::MoverError;
+use diskmover::frame::{self, HEADER, Header, Kind};
+use diskmover::messages::{self, EXPORTER_LABEL, Hello, Keys, Open, VERSION};
+use diskmover::source::Identity;
+use diskmover::tls::{TlsFiles, no_name};
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConnection};
+
+use crate::rig::{KEY, PATIENCE, Rig, SESSION, TAG};
+
+/// Either end of a TLS connection, with frames on top.
+pub struct Peer {
+    tls: Connection,
+    socket: TcpStream,
+    broken: bool,
+    held: Option<Vec<u8>>,
+    pub keys: Keys,
+    pub nonce: [u8; 16],
+}
+
+/// What a peer heard.
+#[derive(Debug)]
+pub enum Heard {
+    Frame(Header, Vec<u8>),
+    /// The connection ended.
+    End,
+}
+
+/// A source as OPEN announces it.
+pub fn identity(size: u64) -> Identity {
+    Identity {
+        size,
+        mtime_ns: 1,
+        ctime_ns: 2,
+        inode: 3,
+    }
+}
+
+impl Peer {
+    /// A sender, handshake done.
+    pub fn dial(rig: &Rig, credentials: &TlsFiles) -> Peer {
+        Peer::dial_with(rig, (*credentials.client().unwrap()).clone())
+    }
+
+    /// A sender with a TLS configuration of its own.
+    pub fn dial_with(rig: &Rig, config: ClientConfig) -> Peer {
+        let socket = TcpStream::connect(rig.receiver.address()).unwrap();
+        // Little room for what is never read.
+        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 64 << 10).unwrap();
+        let tls = ClientConnection::new(Arc::new(config), no_name()).unwrap();
+        Peer::shake(tls.into(), socket, rig.key())
+    }
+
+    /// A sender whose HELLO was accepted and whose volume 0 is open.
+    pub fn sending(rig: &Rig, volume: &str, size: u64) -> Peer {
+        let mut peer = Peer::dial(rig, &rig.pki.host("a"));
+        peer.hello(|_| {});
+        assert!(matches!(peer.hear(), Heard::Frame(h, _) if h.kind == Kind::Welcome));
+        peer.open(0, volume, size);
+        peer.hear_kind(Kind::Opened);
+        peer
+    }
+
+    /// A receiver that has accepted one connection.
+    pub fn accept(listener: &TcpListener, credentials: &TlsFiles) -> Peer {
+        let (socket, _) = listener.accept().unwrap();
+        let tls = ServerConnection::new(credentials.server().unwrap()).unwrap();
+        Peer::shake(tls.into(), socket, KEY)
+    }
+
+    fn shake(mut tls: Connection, mut socket: TcpStream, key: [u8; 32]) -> Peer {
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        while tls.is_handshaking() && tls.complete_io(&mut socket).is_ok() {}
+        Peer {
+            tls,
+            socket,
+            broken: false,
+            held: None,
+            keys: Keys::derive(&key),
+            nonce: [7; 16],
+        }
+    }
+
+    /// Sends a HELLO that is right, or what `change` makes of it.
+    pub fn hello(&mut self, change: impl FnOnce(&mut Hello)) {
+        let mut exporter = [0; 32];
+        let Connection::Client(tls) = &self.tls else {
+            panic!("only senders say HELLO")
+        };
+        let context = Some(SESSION.as_bytes());
+        // Fails when the handshake did; then there is nobody to prove it to.
+        let _ = tls.export_keying_material(&mut exporter, EXPORTER_LABEL, context);
+        let mut hello = Hello {
+            version: VERSION,
+            chunk: CHUNK as u32,
+            nonce: self.nonce,
+            proof: self.keys.prove(&exporter, &self.nonce, SESSION),
+            session: SESSION.to_owned(),
+            tag: TAG.to_owned(),
+        };
+        change(&mut hello);
+        self.send(Header::new(Kind::Hello, 0), &hello.encode());
+    }
+
+    pub fn open(&mut self, volume: u16, name: &str, size: u64) {
+        let open = Open {
+            identity: identity(size),
+            volume: name.to_owned(),
+        };
+        self.send(Header::new(Kind::Open, volume), &open.encode());
+    }
+
+    /// Sends chunk `chunk` of a volume as an honest sender would.
+    pub fn data(&mut self, volume: u16, chunk: u64, size: u64, content: &[u8]) {
+        let (header, payload) = self.data_frame(volume, chunk, size, content);
+        self.send(header, &payload);
+    }
+
+    /// The frame of a chunk, signed, for tests that spoil it.
+    pub fn data_frame(
+        &self,
+        volume: u16,
+        chunk: u64,
+        size: u64,
+        content: &[u8],
+    ) -> (Header, Vec<u8>) {
+        let mut content = content.to_vec();
+        let bitmap = digest::scan(&content);
+        let len = digest::compact(&mut content, &bitmap);
+        let hash = digest::chunk_hash(&bitmap, &content[..len]);
+        let mut header = frame::ranged(Kind::Data, volume, chunk..chunk + 1, size);
+        let payload = [&bitmap[..], &content[..len]].concat();
+        header.payload_len = payload.len() as u32;
+        header.sign(&self.keys.frame, &hash);
+        (header, payload)
+    }
+
+    /// Sends a run of zero chunks as an honest sender would.
+    pub fn zeros(&mut self, volume: u16, chunks: std::ops::Range<u64>, size: u64) {
+        let mut header = frame::ranged(Kind::Zero, volume, chunks, size);
+        header.sign(&self.keys.frame, &digest::ZERO_HASH);
+        self.send(header, &[]);
+    }
+
+    /// Says that a volume is complete and has this root digest.
+    pub fn finish(&mut self, volume: u16, size: u64, root: &Hash) {
+        let payload = [&root[..], &7u64.to_le_bytes()].concat();
+        let mut header = Header::new(Kind::Finish, volume);
+        header.payload_len = payload.len() as u32;
+        header.logical_len = size;
+        header.sign(&self.keys.frame, root);
+        self.send(header, &payload);
+    }
+
+    /// Sends a frame; a length that the header lacks is filled in.
+    pub fn send(&mut self, mut header: Header, payload: &[u8]) {
+        if header.payload_len == 0 {
+            header.payload_len = payload.len() as u32;
+        }
+        self.send_bytes(&header.encode());
+        self.send_bytes(payload);
+    }
+
+    /// Sends what `act` does so many times, in few TLS records.
+    pub fn gathered(&mut self, times: usize, act: impl Fn(&mut Peer)) {
+        self.held = Some(Vec::new());
+        (0..times).for_each(|_| act(self));
+        let bytes = self.held.take().unwrap();
+        self.send_bytes(&bytes);
+    }
+
+    /// Sends bytes as they are; the other end may have hung up.
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        if let Some(held) = &mut self.held {
+            return held.extend(bytes);
+        }
+        for piece in bytes.chunks(16 << 10) {
+            if self.tls.writer().write_all(piece).is_err() || !self.flush() {
+                self.broken = true;
+                return;
+            }
+        }
+    }
+
+    fn flush(&mut self) -> bool {
+        while self.tls.wants_write() {
+            if self.tls.write_tls(&mut self.socket).is_err() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Waits for the next frame.
+    pub fn hear(&mut self) -> Heard {
+        let mut head = [0; HEADER];
+        if !self.read(&mut head) {
+            return Heard::End;
+        }
+        let header = Header::decode(&head).expect("the other end sent nonsense");
+        let mut payload = vec![0; header.payload_len as usize];
+        match self.read(&mut payload) {
+            true => Heard::Frame(header, payload),
+            false => Heard::End,
+        }
+    }
+
+    /// Waits for the next frame of a kind; drops others.
+    pub fn hear_kind(&mut self, kind: Kind) -> (Header, Vec<u8>) {
+        loop {
+            match self.hear() {
+                Heard::Frame(header, payload) if header.kind == kind => return (header, payload),
+                Heard::Frame(header, payload) => assert_ne!(
+                    header.kind,
+                    Kind::Error,
+                    "{:?}",
+                    messages::decode_error(&payload)
+                ),
+                Heard::End => panic!("the connection ended before {kind:?}"),
+            }
+        }
+    }
+
+    /// Waits for the ERROR frame that ends the session; None when there is only an end.
+    pub fn hear_error(&mut self) -> Option<MoverError> {
+        loop {
+            match self.hear() {
+                Heard::Frame(header, payload) if header.kind == Kind::Error => {
+                    return messages::decode_error(&payload);
+                }
+                Heard::Frame(..) => {}
+                Heard::End => return None,
+            }
+        }
+    }
+
+    /// Whether the other end has ended the connection, within `PATIENCE`.
+    pub fn hears_the_end(&mut self) -> bool {
+        loop {
+            if matches!(self.hear(), Heard::End) {
+                return true;
+            }
+        }
+    }
+
+    /// The same, without having been let in before.
+    pub fn hears_the_end_without_welcome(&mut self) -> bool {
+        loop {
+            match self.hear() {
+                Heard::End => return true,
+                Heard::Frame(header, _) if header.kind == Kind::Welcome => return false,
+                Heard::Frame(..) => {}
+            }
+        }
+    }
+
+    /// Own address, as the other end knows it.
+    pub fn address(&self) -> String {
+        self.socket.local_addr().unwrap().to_string()
+    }
+
+    /// Whether sending has failed for good.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Breaks the connection.
+    pub fn hang_up(self) {
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+
+    /// How long a send may block.
+    pub fn set_write_timeout(&self, timeout: Duration) {
+        self.socket.set_write_timeout(Some(timeout)).unwrap();
+    }
+
+    fn read(&mut self, mut out: &mut [u8]) -> bool {
+        while !out.is_empty() {
+            match self.tls.reader().read(out) {
+                Ok(0) => return false,
+                Ok(count) => out = &mut out[count..],
+                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                    let _ = self.flush();
+                    match self.tls.read_tls(&mut self.socket) {
+                        Ok(0) => return false,
+                        Ok(_) => {}
+                        Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return false,
+                        Err(e) => panic!("the other end says nothing: {e}"),
+                    }
+                    if self.tls.process_new_packets().is_err() {
+                        return false;
+                    }
+                }
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+}
+
+/// A zstd frame of this content.
+pub fn zstd(content: &[u8]) -> Vec<u8> {
+    let mut out = vec![0; zstd_safe::compress_bound(content.len())];
+    let len = zstd_safe::compress(&mut out[..], content, 1).unwrap();
+    out.truncate(len);
+    out
+}
+
+/// A socket to accept on, and its address.
+pub fn listener() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    (listener, address)
+}
