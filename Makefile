@@ -14,6 +14,8 @@ PACKAGES := python3-venv pkg-config gcc libc6-dev libvirt-dev qemu-utils \
   libvirt-daemon-system libvirt-clients qemu-system-x86 ovmf swtpm swtpm-tools iproute2 iptables \
   syslinux syslinux-common mtools dosfstools e2fsprogs busybox-static cpio kmod xz-utils \
   postgresql
+# What `make bench` compares with, and draws with.
+BENCH_PACKAGES := rsync openssh-client openssh-server libnbd-bin zstd gnuplot-nox
 PROTOS   := $(shell find proto/controlplane proto/hostd -name '*.proto' | sort)
 CRATE    := $(shell find diskmover -name target -prune -o \( -name '*.rs' -o -name 'Cargo.*' \) -print)
 
@@ -26,8 +28,9 @@ help: ## list the targets
 .PHONY: setup
 setup: system $(VENV)/.built ## install Debian packages, the virtual environment and the Rust extension
 
-.PHONY: system
-system:
+.PHONY: system bench-system
+bench-system: PACKAGES += $(BENCH_PACKAGES)
+system bench-system:
 	@missing=$$(for p in $(PACKAGES); do dpkg-query -Wf '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
 	cargo --version 2>/dev/null | awk '{split($$2, v, "."); exit !(v[1] > 1 || v[2] >= 88)}' || missing="$$missing cargo-web rustc-web"; \
 	if [ -n "$$missing" ]; then \
@@ -65,6 +68,10 @@ lab: setup ## start a control plane and three hosts and leave them running
 .PHONY: lab-down
 lab-down: ## remove every trace of the lab
 	@$(BIN)/python -m tests.lab down
+
+.PHONY: bench
+bench: bench-system setup ## measure against rsync, scp, nbdcopy and qemu-img (QUICK=1: under 6 minutes)
+	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick)
 
 # --- check ------------------------------------------------------------------
 

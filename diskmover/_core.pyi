@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from os import PathLike
+from typing import Literal
 
 from diskmover.errors import MoverError
 
@@ -49,7 +50,7 @@ class Push:
         volumes: Sequence[_Outgoing],
         connections: int,
         limit_bytes_per_second: int | None,
-        compression: int | None,
+        compression: int | Literal["adaptive"] | None,
         trust_holes: bool,
         buffer_bytes: int,
         reconnect_timeout_seconds: float,

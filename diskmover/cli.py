@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import click
 
@@ -101,7 +101,9 @@ def serve(root: Path, listen: str, as_json: bool, cert: Path, key: Path, ca: Pat
 @click.option("--connections", default=4, show_default=True, type=click.IntRange(1, 64))
 @click.option("--limit", type=Rate(), help="Most bytes a second, such as 20M.")
 @click.option(
-    "--level", default=1, show_default=True, type=click.IntRange(-7, 19), help="zstd level."
+    "--level",
+    type=click.IntRange(-7, 19),
+    help="zstd level; by default each chunk is compressed as hard as the link leaves time for.",
 )
 @click.option("--no-compress", is_flag=True, help="Send everything as it is.")
 @click.option(
@@ -156,7 +158,7 @@ def _push_one(file: Path, name: str, as_json: bool, options: dict[str, Any]) -> 
         volumes=[OutgoingVolume(name, file)],
         connections=options["connections"],
         limit_bytes_per_second=options["limit"],
-        compression=None if options["no_compress"] else options["level"],
+        compression=_compression(options["level"], options["no_compress"]),
         holes=options["holes"],
     )
     started = time.monotonic()
@@ -167,6 +169,12 @@ def _push_one(file: Path, name: str, as_json: bool, options: dict[str, Any]) -> 
         raise
     for receipt in receipts:
         _tell(receipt, time.monotonic() - started, as_json)
+
+
+def _compression(level: int | None, off: bool) -> int | Literal["adaptive"] | None:
+    if off:
+        return None
+    return "adaptive" if level is None else level
 
 
 def _follow(job: Push, name: str, as_json: bool) -> list[Receipt]:

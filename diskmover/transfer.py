@@ -180,7 +180,7 @@ class Push:
         volumes: Sequence[OutgoingVolume],
         connections: int = DEFAULT_CONNECTIONS,
         limit_bytes_per_second: int | None = None,
-        compression: int | None = 1,
+        compression: int | Literal["adaptive"] | None = "adaptive",
         holes: Literal["trust", "read"] = "trust",
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         reconnect_timeout_seconds: float = 30.0,
@@ -199,8 +199,9 @@ class Push:
             connections: Number of connections, 1 to 64.
             limit_bytes_per_second: Most bytes of frames a second over all
                 connections; None for no limit.
-            compression: zstd level (-7 to 19) for chunks that it helps; None to
-                send all chunks as they are.
+            compression: "adaptive" compresses each chunk as hard as the link leaves
+                time for; a zstd level (-7 to 19) uses that one for all chunks
+                that it helps; None sends all chunks as they are.
             holes: "trust" skips what the file system reports as a hole; "read"
                 reads it, for file systems whose reports cannot be trusted.
             buffer_bytes: Memory for chunks in flight.

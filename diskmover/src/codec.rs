@@ -4,6 +4,11 @@ use zstd_safe::{CCtx, CParameter, DCtx};
 
 /// A compressed chunk is sent only when it is smaller than this share.
 const WORTH: (usize, usize) = (94, 100);
+/// Samples that tell whether a chunk is worth compressing, and bytes of each.
+const SAMPLES: usize = 8;
+const SAMPLE: usize = 4096;
+/// Smaller chunks are not sampled: it would cost as much as it saves.
+const SAMPLED: usize = 128 << 10;
 
 /// Why compressed data is refused.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -21,36 +26,53 @@ pub enum CodecError {
 
 /// Compresses chunks; keeps its context.
 pub struct Encoder {
-    context: Option<CCtx<'static>>,
+    context: CCtx<'static>,
+    level: Option<i32>,
 }
 
 impl Encoder {
-    /// An encoder of this level; None never compresses.
-    pub fn new(level: Option<i32>) -> Self {
-        let context = level.and_then(|level| {
-            let mut context = CCtx::try_create()?;
-            context
-                .set_parameter(CParameter::CompressionLevel(level))
-                .ok()?;
-            context
-                .set_parameter(CParameter::ContentSizeFlag(true))
-                .ok()?;
-            context
-                .set_parameter(CParameter::ChecksumFlag(false))
-                .ok()?;
-            Some(context)
-        });
-        Encoder { context }
+    /// An encoder; None when there is no memory.
+    pub fn new() -> Option<Self> {
+        let mut context = CCtx::try_create()?;
+        context
+            .set_parameter(CParameter::ContentSizeFlag(true))
+            .and_then(|_| context.set_parameter(CParameter::ChecksumFlag(false)))
+            .ok()?;
+        Some(Encoder {
+            context,
+            level: None,
+        })
     }
 
     /// Compresses into `out` if that is worth it; returns the length.
-    pub fn compress(&mut self, data: &[u8], out: &mut [u8]) -> Option<usize> {
-        let limit = (data.len() * WORTH.0 / WORTH.1).min(out.len());
-        self.context
-            .as_mut()?
-            .compress2(&mut out[..limit], data)
-            .ok()
+    pub fn compress(&mut self, level: i32, data: &[u8], out: &mut [u8]) -> Option<usize> {
+        if self.level != Some(level) {
+            let set = CParameter::CompressionLevel(level);
+            self.context.set_parameter(set).ok()?;
+            self.level = Some(level);
+        }
+        if data.len() >= SAMPLED && !self.looks_compressible(data, out) {
+            return None;
+        }
+        let limit = worthwhile(data.len()).min(out.len());
+        self.context.compress2(&mut out[..limit], data).ok()
     }
+
+    /// Tries a few samples: data that is compressed or encrypted already would
+    /// cost as much as any other, at the higher levels, and give nothing.
+    fn looks_compressible(&mut self, data: &[u8], out: &mut [u8]) -> bool {
+        let step = data.len() / SAMPLES;
+        (0..SAMPLES).any(|i| {
+            let sample = &data[i * step..i * step + SAMPLE];
+            let limit = worthwhile(SAMPLE).min(out.len());
+            self.context.compress2(&mut out[..limit], sample).is_ok()
+        })
+    }
+}
+
+/// The most bytes that compressed data may have.
+fn worthwhile(len: usize) -> usize {
+    len * WORTH.0 / WORTH.1
 }
 
 /// Decompresses chunks; keeps its context.
@@ -91,8 +113,9 @@ mod tests {
 
     fn frame(data: &[u8]) -> Vec<u8> {
         let mut out = vec![0; data.len() + 100];
-        let len = Encoder::new(Some(1))
-            .compress(data, &mut out)
+        let len = Encoder::new()
+            .unwrap()
+            .compress(1, data, &mut out)
             .expect("compressible");
         out.truncate(len);
         out
@@ -114,16 +137,29 @@ mod tests {
 
     #[test]
     fn incompressible_data_is_left_alone() {
-        let mut noise = vec![0; 65536];
+        let mut noise = vec![0; 1 << 20];
         blake3::Hasher::new().finalize_xof().fill(&mut noise);
-        assert_eq!(
-            Encoder::new(Some(1)).compress(&noise, &mut vec![0; 70000]),
-            None
-        );
-        assert_eq!(
-            Encoder::new(None).compress(&[1; 65536], &mut vec![0; 70000]),
-            None
-        );
+        let mut encoder = Encoder::new().unwrap();
+        let mut out = vec![0; 1 << 20];
+        for len in [1, 4096, 65536, 1 << 20] {
+            assert_eq!(encoder.compress(1, &noise[..len], &mut out), None);
+        }
+        // One part that can be compressed is enough to try.
+        noise[300_000..700_000].fill(7);
+        assert!(encoder.compress(1, &noise, &mut out).is_some());
+    }
+
+    #[test]
+    fn a_level_holds_for_one_chunk() {
+        let data: Vec<u8> = (0..100_000u64)
+            .flat_map(|i| (i * i % 65_537 / 7).to_le_bytes())
+            .collect();
+        let mut out = vec![0; data.len()];
+        let mut encoder = Encoder::new().unwrap();
+        let mut at = |level| encoder.compress(level, &data, &mut out);
+        let (low, high, again) = (at(-5), at(9), at(-5));
+        assert!(high.is_some() && high < low, "{high:?} {low:?}");
+        assert_eq!(low, again);
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod beneath;
 pub mod codec;
 pub mod digest;
 pub mod dirt;
+pub mod effort;
 pub mod entry;
 pub mod error;
 pub mod feed;

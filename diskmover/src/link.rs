@@ -15,6 +15,7 @@ use crate::error::{Code, MoverError};
 use crate::frame::{FrameError, HEADER, Header};
 use crate::messages::{ALPN, EXPORTER_LABEL};
 use crate::pool::lock;
+use crate::sys::{self, SendTimes};
 use crate::tls;
 
 /// Plaintext that is encrypted in one go.
@@ -181,6 +182,11 @@ impl Link {
         let mut bytes = vec![0; header.payload_len as usize];
         self.recv_payload(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// How its time to send was spent; nothing when the kernel does not tell.
+    pub fn send_times(&self) -> SendTimes {
+        sys::send_times(&self.socket).unwrap_or_default()
     }
 
     /// Says goodbye; the peer sees a clean end.

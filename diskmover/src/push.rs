@@ -20,6 +20,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rustls::ClientConfig;
 
 use crate::digest::{Bitmap, Hash};
+use crate::effort::{Compression, Effort};
 use crate::error::{Code, MoverError, Result};
 use crate::feed::{Feed, Volume};
 use crate::frame::{Header, Kind};
@@ -60,8 +61,8 @@ pub struct Job {
     pub connections: usize,
     /// Bytes a second.
     pub limit: Option<u64>,
-    /// zstd level.
-    pub level: Option<i32>,
+    /// How hard to compress.
+    pub compression: Compression,
     /// Whether holes are believed.
     pub trust_holes: bool,
     /// Memory for chunks.
@@ -141,6 +142,8 @@ pub struct Shared {
     pub target_slow: AtomicBool,
     /// The limit held something up.
     pub throttled: AtomicBool,
+    /// How hard to compress now.
+    pub effort: Effort,
     resumed: AtomicU64,
     meter: Meter,
     limited_by: Mutex<&'static str>,
@@ -196,6 +199,7 @@ impl Push {
             wire: AtomicU64::new(0),
             target_slow: AtomicBool::new(false),
             throttled: AtomicBool::new(false),
+            effort: Effort::new(job.compression),
             resumed: AtomicU64::new(0),
             meter: Meter::default(),
             limited_by: Mutex::new(""),
@@ -301,6 +305,11 @@ impl Shared {
         true
     }
 
+    /// The zstd level for the next chunk; None to send it as it is.
+    pub fn level(&self) -> Option<i32> {
+        self.effort.level(self.parcels.1.len(), QUEUE)
+    }
+
     fn done(&self) -> u64 {
         self.volumes.iter().map(Volume::done_bytes).sum()
     }
@@ -327,6 +336,8 @@ impl Shared {
     /// One look at how it goes.
     fn watch(&self) -> Result<()> {
         self.meter.note(self.done());
+        let links = lock(&self.links).clone();
+        self.effort.note(links.iter().map(|link| link.send_times()));
         self.find_bottleneck();
         self.check_links()?;
         let receipts: Vec<Receipt> = self

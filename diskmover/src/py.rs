@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use crate::beneath;
 use crate::digest::{CHUNK, hex};
+use crate::effort::Compression;
 use crate::error::{Code, MoverError, Result};
 use crate::listener::{self, Limits};
 use crate::messages;
@@ -71,6 +72,25 @@ fn secret(key: &[u8]) -> Result<[u8; 32]> {
 fn seconds(value: f64) -> Result<Duration> {
     let text = format!("{value} is not a number of seconds");
     Duration::try_from_secs_f64(value).map_err(|_| MoverError::new(Code::InvalidArgument, text))
+}
+
+/// How the caller says how hard to compress.
+#[derive(FromPyObject)]
+enum Wanted {
+    Level(i32),
+    Name(String),
+}
+
+fn compression(wanted: Option<Wanted>) -> Result<Compression> {
+    match wanted {
+        None => Ok(Compression::Off),
+        Some(Wanted::Level(level)) => Ok(Compression::Level(level)),
+        Some(Wanted::Name(name)) if name == "adaptive" => Ok(Compression::Adaptive),
+        Some(Wanted::Name(name)) => {
+            let text = format!("{name:?} is not a way to compress; give a level or \"adaptive\"");
+            Err(MoverError::new(Code::InvalidArgument, text))
+        }
+    }
 }
 
 fn progress_tuple(p: progress::Progress) -> Progress {
@@ -209,12 +229,13 @@ impl Push {
         volumes: Vec<Outgoing>,
         connections: usize,
         limit_bytes_per_second: Option<u64>,
-        compression: Option<i32>,
+        compression: Option<Wanted>,
         trust_holes: bool,
         buffer_bytes: u64,
         reconnect_timeout_seconds: f64,
     ) -> PyResult<Self> {
         let key = secret(key).map_err(|e| raise(py, &e))?;
+        let compression = self::compression(compression);
         let inner = detached(py, || {
             push::Push::start(push::Job {
                 to,
@@ -226,7 +247,7 @@ impl Push {
                 volumes,
                 connections,
                 limit: limit_bytes_per_second,
-                level: compression,
+                compression: compression?,
                 trust_holes,
                 buffer_bytes,
                 reconnect: seconds(reconnect_timeout_seconds)?,

@@ -73,8 +73,8 @@ fn read_all(shared: &Shared) -> Result<()> {
 }
 
 fn pack_all(shared: &Shared) -> Result<()> {
-    let mut encoder = Encoder::new(shared.job.level);
     let no_memory = || MoverError::new(Code::Internal, "out of memory");
+    let mut encoder = Encoder::new().ok_or_else(no_memory)?;
     let mut scratch = AlignedBuf::new(digest::CHUNK as usize).ok_or_else(no_memory)?;
     while !shared.stopping() {
         if let Ok(raw) = shared.work.1.recv_timeout(TICK) {
@@ -110,7 +110,9 @@ fn pack_one(
     }
     let mut header = feed::header(Kind::Data, index, chunk..chunk + 1, volume);
     let mut body = data;
-    if let Some(packed) = encoder.compress(&buffer[..data], scratch) {
+    let level = shared.level();
+    let packed = level.and_then(|level| encoder.compress(level, &buffer[..data], scratch));
+    if let Some(packed) = packed {
         // The memory that was read into becomes the next scratch.
         buffer.swap(scratch);
         header.codec = CODEC_ZSTD;

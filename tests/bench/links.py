@@ -1,0 +1,125 @@
+"""Two network namespaces and the link between them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+ADDRESS = {"a": "10.77.0.1", "b": "10.77.0.2"}
+_MTU = 1500
+# Bytes of TCP payload in each 1538 bytes of an Ethernet frame on the wire, or in
+# the 1500 bytes of a packet that the relay counts.
+_ETHERNET, _PACKET = 1448 / 1538, 1448 / 1500
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a link can do.
+
+    Attributes:
+        name: As in the table.
+        mbit_per_second: Its rate; None when nothing limits it.
+        rtt_ms: Round trip time of the relay; 0 without one.
+    """
+
+    name: str
+    mbit_per_second: int | None = None
+    rtt_ms: int = 0
+
+    @property
+    def payload_bytes_per_second(self) -> float | None:
+        """What TCP can carry at most; None when nothing limits it."""
+        if self.mbit_per_second is None:
+            return None
+        share = _PACKET if self.rtt_ms else _ETHERNET
+        return self.mbit_per_second * 1e6 / 8 * share
+
+
+UNSHAPED = Shape("unshaped")
+GIGABIT = Shape("1 Gbit/s", 1000)
+WAN = Shape("100 Mbit/s 50 ms", 100, 50)
+SHAPES = {"unshaped": UNSHAPED, "gigabit": GIGABIT, "wan": WAN}
+
+
+class Link:
+    """The namespaces of both ends, while they are needed."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.shape = shape
+        tag = os.getpid() % 100_000
+        self._netns = {side: f"bench{tag}{side}" for side in "ab"}
+        self._device = {side: f"bn{tag}{side}" for side in "ab"}
+        self._relay: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        for side in "ab":
+            _ip("netns", "add", self._netns[side])
+            _ip("-n", self._netns[side], "link", "set", "lo", "up")
+        if self.shape.rtt_ms:
+            self._start_relay()
+        else:
+            _ip("link", "add", self._device["a"], "type", "veth",
+                "peer", "name", self._device["b"])  # fmt: skip
+        for side, other in ("ab", "ba"):
+            netns, device = self._netns[side], self._device[side]
+            _ip("link", "set", device, "netns", netns)
+            _ip("-n", netns, "address", "add", f"{ADDRESS[side]}/24", "dev", device)
+            _ip("-n", netns, "link", "set", device, "mtu", str(_MTU), "up")
+            _ip("-n", netns, "route", "replace", f"{ADDRESS[other]}/32", "dev", device)
+            if self.shape.mbit_per_second and not self.shape.rtt_ms:
+                rate = f"{self.shape.mbit_per_second}mbit"
+                _run("tc", "-n", netns, "qdisc", "add", "dev", device, "root",
+                     "tbf", "rate", rate, "burst", "1mb", "latency", "50ms")  # fmt: skip
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._relay is not None and self._relay.stdin is not None:
+            self._relay.stdin.close()
+            self._relay.wait(10)
+        for side in "ab":
+            with suppress(subprocess.CalledProcessError):
+                _ip("netns", "delete", self._netns[side])
+
+    def command(self, side: str, *command: str) -> list[str]:
+        """The command, in the namespace of a side."""
+        return ["ip", "netns", "exec", self._netns[side], *command]
+
+    def sent_bytes(self) -> int:
+        """Bytes that both interfaces have sent so far."""
+        return sum(self._sent_by(side) for side in "ab")
+
+    def _sent_by(self, side: str) -> int:
+        counter = f"/sys/class/net/{self._device[side]}/statistics/tx_bytes"
+        return int(subprocess.check_output(self.command(side, "cat", counter)))
+
+    def _start_relay(self) -> None:
+        rate, one_way = self.shape.mbit_per_second, self.shape.rtt_ms / 2
+        self._relay = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.relay",
+             self._device["a"], self._device["b"], str(rate), str(one_way)],
+            cwd=Path(__file__).parents[2],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert self._relay.stdout is not None
+        if self._relay.stdout.readline() != b"ready\n":
+            raise RuntimeError("the relay did not start; are there TUN devices (/dev/net/tun)?")
+
+
+def _ip(*arguments: str) -> None:
+    _run("ip", *arguments)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True)
