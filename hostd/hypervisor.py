@@ -38,6 +38,9 @@ class Hypervisor:
 
     def __init__(self, config: HostdConfig) -> None:
         self._connection = LibvirtConnection(config.libvirt.uri)
+        # A QEMU that hangs keeps the call that waits for it, and libvirt is slow to
+        # answer others on the same connection meanwhile.
+        self._buttons = LibvirtConnection(config.libvirt.uri)
         self._state_dir = config.state.directory
         self._settings = HostSettings(
             name=config.host,
@@ -48,14 +51,10 @@ class Hypervisor:
         self._last_facts: host_pb2.HostFacts | None = None
         self.roots = StorageRoots(config.storage.roots, config.storage.allowed_formats)
 
-    @property
-    def connected(self) -> bool:
-        """True while libvirt can be talked to."""
-        return self._connection.connected
-
     def close(self) -> None:
         """Let go of libvirt."""
         self._connection.close()
+        self._buttons.close()
 
     @contextmanager
     def _domain(self, domain_uuid: str) -> Iterator[libvirt.virDomain]:
@@ -136,8 +135,8 @@ class Hypervisor:
 
     def request_shutdown(self, domain_uuid: str) -> None:
         """Press the ACPI power button; does nothing when it is off."""
-        with self._domain(domain_uuid) as dom:
-            power.request_shutdown(dom)
+        with self._buttons.get(f"domains/{domain_uuid}") as connection:
+            power.request_shutdown(domains.find(connection, domain_uuid))
 
     def power_off(self, domain_uuid: str) -> None:
         """Pull the plug; does nothing when it is off."""

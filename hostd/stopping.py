@@ -199,7 +199,7 @@ class Stops:
             DroverError: SHUTDOWN_TIMEOUT, or what libvirt met.
         """
         next_request = 0.0
-        pressing: asyncio.Future[None] | None = None
+        pressing: asyncio.Task[None] | None = None
         while record.migration_id not in self._given_up:
             try:
                 state = await self._blocking(self._power.state, record.domain_uuid)
@@ -211,13 +211,10 @@ class Stops:
                 if record.mode == FORCE or now() >= record.deadline:
                     record = await self._time_is_up(record)
                     continue
-                if pressing is not None and pressing.done():
-                    ended, pressing = pressing, None
-                    await ended
-                elif pressing is None and now() >= next_request:
+                if now() >= next_request and (pressing is None or pressing.done()):
                     log.info("asking the guest to shut down")
                     # Not waited for: a QEMU that hangs must not outlast the guest's time.
-                    pressing = self._press(record.domain_uuid)
+                    pressing = asyncio.create_task(self._press(record.domain_uuid))
                     next_request = now() + record.retry_seconds
             except DroverError as error:
                 if error.reason is not Reason.LIBVIRT_UNAVAILABLE:
@@ -225,11 +222,12 @@ class Stops:
                 log.warning("libvirt is away; the stop waits for it")
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _press(self, domain_uuid: str) -> asyncio.Future[None]:
-        pressing = asyncio.ensure_future(self._blocking(self._power.request_shutdown, domain_uuid))
-        # One that nobody looks at any more has nothing left to tell.
-        pressing.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
-        return pressing
+    async def _press(self, domain_uuid: str) -> None:
+        try:
+            await self._blocking(self._power.request_shutdown, domain_uuid)
+        except DroverError as error:
+            # The guest may be going off in this very moment; else it is asked again.
+            log.warning("the guest could not be asked to shut down", error=str(error))
 
     async def _time_is_up(self, record: StopRecord) -> StopRecord:
         if record.mode == GRACEFUL:
