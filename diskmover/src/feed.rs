@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::digest::{self, CHUNK};
+use crate::base::{Mask, Sharing};
+use crate::digest;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{self, Header, Kind};
 use crate::ledger::Ledger;
@@ -27,7 +28,22 @@ pub struct Volume {
     pub receipt: Mutex<Option<Receipt>>,
     /// Bytes of frames sent for it.
     pub wire: AtomicU64,
+    /// Whether the receiver has older content to take chunks from.
+    pub base: Sharing,
+    /// A part of it was read twice and was not the same.
+    torn: AtomicBool,
+    trust_holes: bool,
     plan: Mutex<Plan<Box<dyn Extents + Send>>>,
+}
+
+/// A piece of work on a volume.
+pub struct Task {
+    /// Index of the volume.
+    pub volume: usize,
+    /// What to read.
+    pub work: Work,
+    /// The blocks of the chunk that the receiver does not have, once it said so.
+    pub wanted: Option<Mask>,
 }
 
 impl Volume {
@@ -39,6 +55,9 @@ impl Volume {
             ledger: Mutex::new(Ledger::new(size)),
             receipt: Mutex::new(None),
             wire: AtomicU64::new(0),
+            base: Sharing::default(),
+            torn: AtomicBool::new(false),
+            trust_holes,
             plan: Mutex::new(Plan::new(extents, size)),
             id,
             source,
@@ -82,7 +101,7 @@ impl Volume {
         let mut ledger = lock(&self.ledger);
         ledger
             .confirm_zeros(range.start, range.end)
-            .map_err(|_| self.conflict(range.start))?;
+            .map_err(|_| self.source.changed("a hole was filled").in_volume(&self.id))?;
         for segment in
             range.start / digest::SEGMENT_CHUNKS..range.end.div_ceil(digest::SEGMENT_CHUNKS)
         {
@@ -91,16 +110,42 @@ impl Volume {
         Ok(())
     }
 
-    /// The error for a chunk that was read twice with different content.
-    pub fn conflict(&self, chunk: u64) -> MoverError {
-        let error = self.source.changed("a part read twice was not the same");
-        error.in_volume(&self.id).at(chunk * CHUNK)
+    /// Notes that a chunk was read twice with different content: another pass has
+    /// to compare all of it, so this one need not place it.
+    pub fn tear(&self, chunk: u64) {
+        self.torn.store(true, Ordering::Relaxed);
+        lock(&self.ledger).confirm(chunk);
+    }
+
+    /// Whether what was read is not all of one moment.
+    pub fn is_torn(&self) -> Result<bool> {
+        if self.torn.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        match self.source.check_unchanged() {
+            Ok(()) => Ok(false),
+            Err(error) if error.code == Code::SourceChanged => Ok(true),
+            Err(error) => Err(error.in_volume(&self.id)),
+        }
+    }
+
+    /// Begins another pass over the source as it is now.
+    pub fn begin_again(&self) -> Result<()> {
+        let about = |e: MoverError| e.in_volume(&self.id);
+        self.source.renew().map_err(about)?;
+        let extents = self.source.extents(self.trust_holes).map_err(about)?;
+        *lock(&self.plan) = Plan::new(extents, self.size());
+        *lock(&self.ledger) = Ledger::new(self.size());
+        self.torn.store(false, Ordering::Relaxed);
+        Ok(())
     }
 }
 
 struct Queue {
     volume: usize,
-    lost: VecDeque<(usize, Work)>,
+    lost: VecDeque<Task>,
+    /// Nothing yet.
+    paused: bool,
     /// No more, whatever comes.
     closed: bool,
 }
@@ -116,6 +161,7 @@ impl Default for Feed {
         let queue = Queue {
             volume: 0,
             lost: VecDeque::new(),
+            paused: true,
             closed: false,
         };
         Feed {
@@ -128,11 +174,15 @@ impl Default for Feed {
 impl Feed {
     /// The next piece of work; waits while others may still lose theirs. None
     /// when the feed is closed.
-    pub fn next(&self, volumes: &[Volume]) -> Result<Option<(usize, Work)>> {
+    pub fn next(&self, volumes: &[Volume]) -> Result<Option<Task>> {
         let mut queue = lock(&self.queue);
         loop {
             if queue.closed {
                 return Ok(None);
+            }
+            if queue.paused {
+                queue = self.wait(queue);
+                continue;
             }
             if let Some(found) = self.again(&mut queue, volumes)? {
                 return Ok(Some(found));
@@ -150,16 +200,41 @@ impl Feed {
                         })?
                 };
                 match work {
-                    Some(work) => return Ok(Some((queue.volume, work))),
+                    Some(work) => {
+                        return Ok(Some(Task {
+                            volume: queue.volume,
+                            work,
+                            wanted: None,
+                        }));
+                    }
                     None => queue.volume += 1,
                 }
             }
-            queue = self
-                .more
-                .wait_timeout(queue, TICK)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            queue = self.wait(queue);
         }
+    }
+
+    /// Lets the readers begin, at the first volume.
+    pub fn start(&self) {
+        let mut queue = lock(&self.queue);
+        queue.paused = false;
+        queue.volume = 0;
+        self.more.notify_all();
+    }
+
+    /// Keeps the readers from new work.
+    pub fn pause(&self) {
+        lock(&self.queue).paused = true;
+    }
+
+    /// Takes note of the blocks that the receiver does not have.
+    pub fn put_wanted(&self, volume: usize, chunk: u64, mask: Mask) {
+        lock(&self.queue).lost.push_back(Task {
+            volume,
+            work: Work::Chunk(chunk, Vec::new()),
+            wanted: Some(mask),
+        });
+        self.more.notify_all();
     }
 
     /// Takes back what was sent over a connection that broke.
@@ -172,7 +247,11 @@ impl Feed {
             Kind::Zero => Work::Zeros(chunks),
             _ => Work::Chunk(chunks.start, Vec::new()),
         };
-        lock(&self.queue).lost.push_back((index, work));
+        lock(&self.queue).lost.push_back(Task {
+            volume: index,
+            work,
+            wanted: None,
+        });
         self.more.notify_all();
     }
 
@@ -182,18 +261,22 @@ impl Feed {
         self.more.notify_all();
     }
 
-    fn again(&self, queue: &mut Queue, volumes: &[Volume]) -> Result<Option<(usize, Work)>> {
-        let Some((index, work)) = queue.lost.pop_front() else {
+    fn again(&self, queue: &mut Queue, volumes: &[Volume]) -> Result<Option<Task>> {
+        let Some(mut task) = queue.lost.pop_front() else {
             return Ok(None);
         };
-        let Work::Chunk(chunk, _) = work else {
-            return Ok(Some((index, work)));
-        };
-        let volume = &volumes[index];
-        let ranges = lock(&volume.plan).ranges(chunk).map_err(|e| {
-            MoverError::source_io("cannot map the source", &e).in_volume(&volume.id)
-        })?;
-        Ok(Some((index, Work::Chunk(chunk, ranges))))
+        let volume = &volumes[task.volume];
+        if let Work::Chunk(chunk, ranges) = &mut task.work {
+            *ranges = lock(&volume.plan).ranges(*chunk).map_err(|e| {
+                MoverError::source_io("cannot map the source", &e).in_volume(&volume.id)
+            })?;
+        }
+        Ok(Some(task))
+    }
+
+    fn wait<'a>(&self, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+        let waited = self.more.wait_timeout(queue, TICK);
+        waited.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 

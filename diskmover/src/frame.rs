@@ -7,17 +7,20 @@
 //!  4  volume u16
 //!  6  zero u16                                        all little-endian
 //! ```
-//! The authenticator of DATA, ZERO and FINISH is
+//! The authenticator of DATA, PATCH, HASHES, ZERO and FINISH is
 //! `BLAKE3-keyed(frame key, bytes 0..28 | hash)`, where `hash` is the chunk hash,
 //! 32 zero bytes, or the root digest. It ties content to its place and to the
 //! session. All other frames carry zeros there; TLS protects them.
 
+use crate::base;
 use crate::digest::{self, CHUNK, Hash};
 
 /// Bytes of a header.
 pub const HEADER: usize = 64;
 /// Most bytes of payload of a DATA frame: the bitmap and a whole chunk.
 pub const MAX_DATA_PAYLOAD: u32 = CHUNK as u32 + 32;
+/// Most bytes of payload of a HASHES frame: the chunk's hash and its blocks'.
+pub const MAX_HASHES_PAYLOAD: u32 = 32 + 32 * base::PIECES as u32;
 const MAGIC: [u8; 2] = *b"DM";
 const SIGNED: usize = 28;
 
@@ -52,6 +55,10 @@ kinds! {
     Zero = 4, 0;
     /// Sender: all chunks of a volume are acknowledged; here is its root digest.
     Finish = 5, 64;
+    /// Sender: what a chunk holds, for a receiver that has older content.
+    Hashes = 6, MAX_HASHES_PAYLOAD;
+    /// Sender: the blocks of a chunk that differ from the older content.
+    Patch = 7, MAX_DATA_PAYLOAD + 2;
     /// Receiver: the HELLO was accepted.
     Welcome = 16, 64;
     /// Receiver: what is durable already.
@@ -62,6 +69,8 @@ kinds! {
     Ack = 19, 0;
     /// Receiver: the volume is published.
     Receipt = 20, 512;
+    /// Receiver: it does not have these blocks of a HASHES or PATCH frame's chunk.
+    Want = 21, 2;
     /// Either: the session has failed.
     Error = 30, 2048;
     /// Either: a sign of life.
@@ -151,7 +160,7 @@ impl Header {
         }
         let unknown = FrameError::Unknown(bytes[2], bytes[3]);
         let kind = Kind::from_wire(bytes[2]).ok_or(unknown.clone())?;
-        let codec_max = if matches!(kind, Kind::Data | Kind::Ack) {
+        let codec_max = if matches!(kind, Kind::Data | Kind::Patch | Kind::Ack) {
             1
         } else {
             0
@@ -203,7 +212,7 @@ impl Header {
             return Err(error);
         }
         let range = self.offset / CHUNK..end.div_ceil(CHUNK);
-        if self.kind == Kind::Data && range.end - range.start != 1 {
+        if self.kind != Kind::Zero && range.end - range.start != 1 {
             return Err(error);
         }
         Ok(range)

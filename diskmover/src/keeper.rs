@@ -115,6 +115,10 @@ impl Keeper<'_> {
             let text = format!("the source has {size} bytes, {why}");
             return Err(about(MoverError::new(Code::SourceInvalid, text)));
         }
+        let is_old = |target: &Arc<Target>| target.identity != open.identity;
+        if self.targets()[volume].as_ref().is_some_and(is_old) {
+            self.start_over(volume, &order.link)?;
+        }
         if lock(&self.session.receipts)[volume].is_none() && self.targets()[volume].is_none() {
             let said = Mutex::new(Instant::now());
             let go_on = || {
@@ -138,12 +142,25 @@ impl Keeper<'_> {
         Ok(())
     }
 
+    /// Lets go of a target whose source has changed: what was placed becomes the
+    /// base of another pass. Frames of the old pass must not reach the new one.
+    fn start_over(&mut self, volume: usize, link: &Arc<Link>) -> Result<()> {
+        while !self.session.is_alone(link) && !self.session.stopping() {
+            self.barrier()?; // workers may be waiting for it
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.verified[volume] = None;
+        self.set_target(volume, None);
+        Ok(())
+    }
+
     /// Tells what is there; a connection that breaks meanwhile asks again.
     fn answer(&self, order: &Order, volume: usize) {
         let published = lock(&self.session.receipts)[volume].clone();
-        let mut data = 0;
+        let (mut data, mut base) = (0, 0);
         if let Some(target) = &self.targets()[volume] {
             data = target.data_bytes();
+            base = target.base_bytes();
             for payload in pack(&target.state()) {
                 let mut header = Header::new(Kind::State, volume as u16);
                 header.payload_len = payload.len() as u32;
@@ -156,6 +173,7 @@ impl Keeper<'_> {
         let mut header = Header::new(Kind::Opened, volume as u16);
         header.payload_len = payload.len() as u32;
         header.offset = data;
+        header.logical_len = base;
         let _ = order.link.send(&header, &[&payload]);
     }
 

@@ -10,6 +10,7 @@
 //! only flow control. docs/wire-protocol.md tells what goes over the wire.
 
 pub mod audit;
+pub mod base;
 pub mod beneath;
 pub mod codec;
 pub mod digest;

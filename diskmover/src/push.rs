@@ -6,8 +6,8 @@
 //!   +------------------ what a broken connection had --------------+
 //! ```
 //! The coordinator watches: when all is acknowledged it checks that the source
-//! did not change, lets one uplink send the root digests, and ends the copy when
-//! all receipts are there.
+//! did not change (else another pass begins, over what was placed), lets one
+//! uplink send the root digests, and ends the copy when all receipts are there.
 
 use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
@@ -19,7 +19,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustls::ClientConfig;
 
-use crate::digest::{Bitmap, Hash};
+use crate::base::Mask;
+use crate::digest::Hash;
 use crate::effort::{Compression, Effort};
 use crate::error::{Code, MoverError, Result};
 use crate::feed::{Feed, Volume};
@@ -38,6 +39,8 @@ use crate::tls::TlsFiles;
 use crate::uplink;
 
 const READERS: usize = 2;
+/// A source that changes in each of so many passes is in use.
+const MAX_PASSES: u64 = 3;
 /// Chunks in each queue between stages.
 pub const QUEUE: usize = 16;
 
@@ -73,8 +76,11 @@ pub struct Job {
 
 /// A piece that is ready for the wire.
 pub enum Parcel {
-    /// A chunk: header, bitmap, payload and its length.
-    Data(Header, Bitmap, Buffer, usize),
+    /// A chunk, or blocks of it: header, what precedes the data, the data and its
+    /// length.
+    Data(Header, Vec<u8>, Buffer, usize),
+    /// What a chunk holds: header and hashes.
+    Hashes(Header, Vec<u8>),
     /// A run of zero chunks.
     Zeros(Header),
 }
@@ -87,6 +93,8 @@ pub struct Raw {
     pub chunk: u64,
     /// Its bytes.
     pub buffer: Buffer,
+    /// The blocks that the receiver does not have, once it said so.
+    pub wanted: Option<Mask>,
 }
 
 /// Which connection sends the root digests.
@@ -144,6 +152,7 @@ pub struct Shared {
     pub throttled: AtomicBool,
     /// How hard to compress now.
     pub effort: Effort,
+    passes: AtomicU64,
     resumed: AtomicU64,
     meter: Meter,
     limited_by: Mutex<&'static str>,
@@ -200,6 +209,7 @@ impl Push {
             target_slow: AtomicBool::new(false),
             throttled: AtomicBool::new(false),
             effort: Effort::new(job.compression),
+            passes: AtomicU64::new(0),
             resumed: AtomicU64::new(0),
             meter: Meter::default(),
             limited_by: Mutex::new(""),
@@ -356,11 +366,8 @@ impl Shared {
             && *lock(&self.finish) == Finish::NotYet
             && self.volumes.iter().all(complete)
         {
-            for volume in &self.volumes {
-                volume
-                    .source
-                    .check_unchanged()
-                    .map_err(|e| e.in_volume(&volume.id))?;
+            if self.pass_again()? {
+                return Ok(());
             }
             *lock(&self.finish) = Finish::Free;
         }
@@ -386,6 +393,33 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Begins another pass over the volumes whose source has changed; false when
+    /// there is none. What the receiver has becomes the base, and only what
+    /// differs is sent. All is acknowledged now, so nothing is under way.
+    fn pass_again(&self) -> Result<bool> {
+        let mut torn = Vec::new();
+        for volume in &self.volumes {
+            if lock(&volume.receipt).is_none() && volume.is_torn()? {
+                torn.push(volume);
+            }
+        }
+        let Some(first) = torn.first() else {
+            return Ok(false);
+        };
+        if self.passes.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_PASSES {
+            let how = format!("again in each of {MAX_PASSES} passes");
+            return Err(first.source.changed(&how).in_volume(&first.id));
+        }
+        self.feed.pause();
+        for volume in torn {
+            volume.begin_again()?;
+        }
+        self.opened.store(false, Ordering::Release);
+        // The connections come back and open the volumes anew.
+        lock(&self.links).iter().for_each(|link| link.abort());
+        Ok(true)
     }
 
     fn check_links(&self) -> Result<()> {
@@ -528,7 +562,7 @@ mod tests {
             volumes: vec![("disk".into(), file("disk", "x"), None)],
             connections: 1,
             limit: None,
-            level: None,
+            compression: Compression::Off,
             trust_holes: true,
             buffer_bytes: 0,
             reconnect: Duration::from_secs(600),

@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 
+use crate::base::{self, Mask};
 use crate::codec::Decoder;
-use crate::digest::{self, BLOCK, Bitmap};
+use crate::digest::{self, BLOCK, Bitmap, Hash};
 use crate::dirt::Dirt;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{self, CODEC_ZSTD, Header, Kind};
@@ -28,7 +29,7 @@ use crate::messages::{self, Keys, Receipt};
 use crate::pool::{Buffer, Pool, lock};
 use crate::progress::{self, Meter, Progress};
 use crate::sys::AlignedBuf;
-use crate::target::{Target, TargetSpec};
+use crate::target::{Taken, Target, TargetSpec};
 
 /// Most volumes of a session.
 pub const MAX_VOLUMES: usize = 1024;
@@ -72,12 +73,30 @@ struct State {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// A chunk or a zero run on its way to the target.
-pub enum Job {
-    /// A chunk: header, bitmap, payload and its length.
-    Data(Arc<Link>, Header, Bitmap, Buffer, usize),
+/// A frame on its way to the target.
+pub struct Job {
+    link: Arc<Link>,
+    header: Header,
+    cargo: Cargo,
+}
+
+/// What a frame brings.
+enum Cargo {
     /// A run of zero chunks.
-    Zeros(Arc<Link>, Header),
+    Zeros,
+    /// What a chunk holds: its hash, and its blocks'.
+    Hashes(Vec<Hash>),
+    /// A chunk: its bitmap, its data and the length of that.
+    Data(Bitmap, Buffer, usize),
+    /// Blocks of a chunk: which ones, then as above.
+    Patch(Mask, Bitmap, Buffer, usize),
+}
+
+/// What a worker keeps from job to job.
+struct Memory {
+    unpacked: AlignedBuf,
+    composed: AlignedBuf,
+    decoder: Decoder,
 }
 
 /// A session.
@@ -100,6 +119,8 @@ pub struct Session {
     pub dirt: Dirt,
     /// Workers that have not ended.
     pub workers: AtomicUsize,
+    /// Frames that were received and not dealt with.
+    unplaced: AtomicUsize,
     /// Tells the workers to end.
     pub drained: AtomicBool,
     stop: AtomicBool,
@@ -129,6 +150,7 @@ impl Session {
             receipts: Mutex::new(vec![None; count]),
             dirt: Dirt::default(),
             workers: AtomicUsize::new(0),
+            unplaced: AtomicUsize::new(0),
             drained: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             state: Mutex::new(State {
@@ -367,10 +389,11 @@ impl Session {
             self.wire.fetch_add(size, Ordering::Relaxed);
             let on = match header.kind {
                 Kind::Ping => link.send(&Header::new(Kind::Ping, 0), &[]).is_ok(),
-                Kind::Data => self.take_data(link, header)?,
+                Kind::Data | Kind::Patch => self.take_data(link, header)?,
+                Kind::Hashes => self.take_hashes(link, header)?,
                 Kind::Zero => {
                     self.chunks(&header, link)?;
-                    self.push(link, Job::Zeros(Arc::clone(link), header))
+                    self.push(link, header, Cargo::Zeros)
                 }
                 Kind::Open | Kind::Finish => {
                     let Ok(payload) = link.recv_small(&header) else {
@@ -402,20 +425,28 @@ impl Session {
         let chunk = self.chunks(&header, link)?;
         let len = header.logical_len as usize;
         debug_assert!(chunk.end - chunk.start == 1);
+        let is_patch = header.kind == Kind::Patch;
+        let mut mask = [0xFF; 2];
         let mut bitmap: Bitmap = [0; 32];
-        let Some(body) = (header.payload_len as usize).checked_sub(bitmap.len()) else {
+        let front = bitmap.len() + if is_patch { mask.len() } else { 0 };
+        let Some(body) = (header.payload_len as usize).checked_sub(front) else {
             return Err(self.broken(link, "a chunk without a bitmap"));
         };
-        if link.recv_payload(&mut bitmap).is_err() {
+        if is_patch && link.recv_payload(&mut mask).is_err()
+            || link.recv_payload(&mut bitmap).is_err()
+        {
             return Ok(false);
         }
-        let data = digest::data_len(&bitmap, len).unwrap_or(0);
+        let mask = Mask::from_le_bytes(mask);
+        let data = digest::data_len(&bitmap, len)
+            .and_then(|_| digest::data_len(&base::select(&bitmap, mask), len))
+            .unwrap_or(0);
         let fits = if header.codec == CODEC_ZSTD {
             body < data
         } else {
             body == data
         };
-        if data == 0 || !fits {
+        if (data == 0 && !is_patch) || !fits {
             return Err(self
                 .broken(link, "a chunk whose bitmap does not fit")
                 .at(header.offset));
@@ -426,10 +457,25 @@ impl Session {
         if link.recv_payload(&mut buffer[..body]).is_err() {
             return Ok(false);
         }
-        Ok(self.push(
-            link,
-            Job::Data(Arc::clone(link), header, bitmap, buffer, body),
-        ))
+        let cargo = if is_patch {
+            Cargo::Patch(mask, bitmap, buffer, body)
+        } else {
+            Cargo::Data(bitmap, buffer, body)
+        };
+        Ok(self.push(link, header, cargo))
+    }
+
+    fn take_hashes(&self, link: &Arc<Link>, header: Header) -> Result<bool> {
+        self.chunks(&header, link)?;
+        let Ok(payload) = link.recv_small(&header) else {
+            return Ok(false);
+        };
+        let (hashes, rest) = payload.as_chunks::<32>();
+        let pieces = (header.logical_len as usize).div_ceil(base::PIECE);
+        if !rest.is_empty() || hashes.len() != 1 + pieces {
+            return Err(self.broken(link, "a HASHES frame of the wrong length"));
+        }
+        Ok(self.push(link, header, Cargo::Hashes(hashes.to_vec())))
     }
 
     /// Waits for a buffer; the sender is told meanwhile that we live.
@@ -446,8 +492,14 @@ impl Session {
 
     /// Hands a job to the workers; false when there are none any more. Then it
     /// is a late duplicate: nothing is finished while a chunk is missing.
-    fn push(&self, link: &Link, job: Job) -> bool {
-        let (mut job, mut sign) = (job, Instant::now());
+    fn push(&self, link: &Arc<Link>, header: Header, cargo: Cargo) -> bool {
+        let mut job = Job {
+            link: Arc::clone(link),
+            header,
+            cargo,
+        };
+        let mut sign = Instant::now();
+        self.unplaced.fetch_add(1, Ordering::Acquire);
         while !self.stopping() && !self.drained.load(Ordering::Acquire) {
             match self.jobs.0.send_timeout(job, TICK) {
                 Ok(()) => return true,
@@ -457,6 +509,14 @@ impl Session {
             self.sign_of_life(link, &mut sign);
         }
         false
+    }
+
+    /// Breaks all connections but one; true when nothing of theirs is left to do.
+    pub fn is_alone(&self, link: &Arc<Link>) -> bool {
+        let state = lock(&self.state);
+        let others = || state.links.iter().filter(|other| !Arc::ptr_eq(other, link));
+        others().for_each(|other| other.abort());
+        others().next().is_none() && self.unplaced.load(Ordering::Acquire) == 0
     }
 
     fn order(&self, order: Order) -> bool {
@@ -517,8 +577,12 @@ impl Session {
 
     fn work_on(&self) -> Result<()> {
         let no_memory = || MoverError::new(Code::Internal, "out of memory").at_receiver();
-        let mut scratch = AlignedBuf::new(digest::CHUNK as usize).ok_or_else(no_memory)?;
-        let mut decoder = Decoder::new().ok_or_else(no_memory)?;
+        let chunk = || AlignedBuf::new(digest::CHUNK as usize).ok_or_else(no_memory);
+        let mut memory = Memory {
+            unpacked: chunk()?,
+            composed: chunk()?,
+            decoder: Decoder::new().ok_or_else(no_memory)?,
+        };
         while !self.stopping() {
             let Ok(job) = self.jobs.1.recv_timeout(TICK) else {
                 if self.drained.load(Ordering::Acquire) {
@@ -531,32 +595,44 @@ impl Session {
                     return Ok(());
                 }
             }
-            let (link, header) = match job {
-                Job::Zeros(link, header) => {
-                    self.place_zeros(&header).map_err(|e| from_peer(e, &link))?;
-                    (link, header)
-                }
-                Job::Data(link, header, bitmap, buffer, body) => {
-                    let data = &buffer[..body];
-                    self.place_data(&header, &bitmap, data, &mut scratch, &mut decoder)
-                        .map_err(|e| from_peer(e, &link))?;
-                    (link, header)
-                }
-            };
-            let mut ack = Header {
-                kind: Kind::Ack,
-                codec: 0,
-                payload_len: 0,
-                auth: [0; 32],
-                ..header
-            };
-            if self.jobs.1.len() >= QUEUE * 3 / 4 {
-                ack.codec = frame::ACK_TARGET_SLOW;
+            let Job {
+                link,
+                header,
+                cargo,
+            } = job;
+            let placed = self.place(&header, cargo, &mut memory);
+            let taken = placed.map_err(|e| from_peer(e, &link))?;
+            let mut answer = header;
+            self.unplaced.fetch_sub(1, Ordering::Release);
+            answer.auth = [0; 32];
+            answer.kind = Kind::Ack;
+            answer.codec = 0;
+            answer.payload_len = 0;
+            let mut payload = [0; 2];
+            if let Taken::Without(mask) = taken {
+                payload = mask.to_le_bytes();
+                answer.kind = Kind::Want;
+                answer.payload_len = payload.len() as u32;
+            } else if self.jobs.1.len() >= QUEUE * 3 / 4 {
+                answer.codec = frame::ACK_TARGET_SLOW;
             }
             // Without the acknowledgement the chunk comes again: no harm.
-            let _ = link.send(&ack, &[]);
+            let _ = link.send(&answer, &[&payload[..answer.payload_len as usize]]);
         }
         Ok(())
+    }
+
+    fn place(&self, header: &Header, cargo: Cargo, memory: &mut Memory) -> Result<Taken> {
+        match cargo {
+            Cargo::Zeros => self.place_zeros(header),
+            Cargo::Hashes(hashes) => self.place_from_base(header, &hashes, memory),
+            Cargo::Data(bitmap, buffer, body) => {
+                self.place_data(header, &bitmap, &buffer[..body], memory)
+            }
+            Cargo::Patch(mask, bitmap, buffer, body) => {
+                self.place_patch(header, mask, &bitmap, &buffer[..body], memory)
+            }
+        }
     }
 
     fn place_data(
@@ -564,48 +640,107 @@ impl Session {
         header: &Header,
         bitmap: &Bitmap,
         body: &[u8],
-        scratch: &mut [u8],
-        decoder: &mut Decoder,
-    ) -> Result<()> {
+        memory: &mut Memory,
+    ) -> Result<Taken> {
         let Some(target) = self.target(header) else {
-            return Ok(());
+            return Ok(Taken::Whole);
         };
-        let volume = &self.specs[usize::from(header.volume)].volume;
-        let corrupt = |why: String| {
-            MoverError::new(Code::ChunkCorrupt, why)
-                .at_receiver()
-                .in_volume(volume)
-                .at(header.offset)
-        };
-        let len = header.logical_len as usize;
-        let data = if header.codec == CODEC_ZSTD {
-            let out = &mut scratch[..digest::data_len(bitmap, len).unwrap_or(0)];
-            decoder
-                .decompress(body, out)
-                .map_err(|e| corrupt(e.to_string()))?;
-            &*out
-        } else {
-            body
-        };
+        let data = self.unpack(
+            header,
+            bitmap,
+            body,
+            &mut memory.unpacked,
+            &mut memory.decoder,
+        )?;
         let hash = digest::chunk_hash(bitmap, data);
         if !header.is_authentic(&self.keys.frame, &hash) {
-            return Err(corrupt(
-                "the chunk does not match its authenticator".to_owned(),
-            ));
+            let text = "the chunk does not match its authenticator";
+            return Err(self.corrupt(header, text.to_owned()));
         }
         if data.chunks(BLOCK).any(digest::is_zero) {
-            return Err(corrupt(
-                "a block that is all zero was sent as data".to_owned(),
-            ));
+            let text = "a block that is all zero was sent as data";
+            return Err(self.corrupt(header, text.to_owned()));
         }
         target.place(header.offset / digest::CHUNK, bitmap, data, hash)?;
         self.dirt.add(data.len() as u64);
-        Ok(())
+        Ok(Taken::Whole)
     }
 
-    fn place_zeros(&self, header: &Header) -> Result<()> {
+    /// Lays blocks over the base. When the result is not what the sender has, the
+    /// base has changed since, and all of the chunk is wanted.
+    fn place_patch(
+        &self,
+        header: &Header,
+        mask: Mask,
+        bitmap: &Bitmap,
+        body: &[u8],
+        memory: &mut Memory,
+    ) -> Result<Taken> {
         let Some(target) = self.target(header) else {
-            return Ok(());
+            return Ok(Taken::Whole);
+        };
+        let sent = base::select(bitmap, mask);
+        let data = self.unpack(
+            header,
+            &sent,
+            body,
+            &mut memory.unpacked,
+            &mut memory.decoder,
+        )?;
+        let is_right = |hash: &Hash| header.is_authentic(&self.keys.frame, hash);
+        let chunk = header.offset / digest::CHUNK;
+        let taken = target.patch(chunk, mask, bitmap, data, &mut memory.composed, is_right)?;
+        self.dirt.add(header.logical_len);
+        Ok(taken)
+    }
+
+    fn place_from_base(
+        &self,
+        header: &Header,
+        hashes: &[Hash],
+        memory: &mut Memory,
+    ) -> Result<Taken> {
+        let (Some(target), [hash, pieces @ ..]) = (self.target(header), hashes) else {
+            return Ok(Taken::Whole);
+        };
+        if !header.is_authentic(&self.keys.frame, hash) {
+            let text = "hashes do not match their authenticator";
+            return Err(self.corrupt(header, text.to_owned()));
+        }
+        let chunk = header.offset / digest::CHUNK;
+        let taken = target.take(chunk, *hash, pieces, &mut memory.composed)?;
+        self.dirt.add(1);
+        Ok(taken)
+    }
+
+    fn unpack<'a>(
+        &self,
+        header: &Header,
+        bitmap: &Bitmap,
+        body: &'a [u8],
+        scratch: &'a mut [u8],
+        decoder: &mut Decoder,
+    ) -> Result<&'a [u8]> {
+        if header.codec != CODEC_ZSTD {
+            return Ok(body);
+        }
+        let len = digest::data_len(bitmap, header.logical_len as usize).unwrap_or(0);
+        let out = &mut scratch[..len];
+        let unpacked = decoder.decompress(body, out);
+        unpacked.map_err(|e| self.corrupt(header, e.to_string()))?;
+        Ok(out)
+    }
+
+    fn corrupt(&self, header: &Header, why: String) -> MoverError {
+        MoverError::new(Code::ChunkCorrupt, why)
+            .at_receiver()
+            .in_volume(&self.specs[usize::from(header.volume)].volume)
+            .at(header.offset)
+    }
+
+    fn place_zeros(&self, header: &Header) -> Result<Taken> {
+        let Some(target) = self.target(header) else {
+            return Ok(Taken::Whole);
         };
         if !header.is_authentic(&self.keys.frame, &digest::ZERO_HASH) {
             let text = "a zero run does not match its authenticator";
@@ -618,7 +753,7 @@ impl Session {
         let end = (header.offset + header.logical_len).div_ceil(digest::CHUNK);
         target.place_zeros(header.offset / digest::CHUNK, end)?;
         self.dirt.add(1);
-        Ok(())
+        Ok(Taken::Whole)
     }
 
     /// The open target of a frame; None once it is published.

@@ -6,6 +6,8 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -13,18 +15,26 @@ use rustix::io::Errno;
 use crate::digest;
 use crate::error::{Code, MoverError, Result};
 use crate::plan::Extents;
+use crate::pool::lock;
 use crate::sys::ALIGN;
+
+/// The time of a write that nobody sees.
+const UNSEEN: i64 = i64::MIN;
+/// Longer than the steps in which the times of files move.
+const STEP_NS: i64 = 20_000_000;
 
 /// What changes when a file is written, replaced or cut.
 ///
-/// A block device has only its size and number: writes to it leave no trace.
+/// Writes to a block device leave no trace. So it is another one each time that
+/// it is opened, and what an earlier attempt placed has to be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Bytes.
     pub size: u64,
-    /// Time of the last write, in ns.
+    /// Time of the last write, in ns; `i64::MIN` for a block device.
     pub mtime_ns: i64,
-    /// Time of the last change of the inode, in ns.
+    /// Time of the last change of the inode, in ns; of the opening for a block
+    /// device.
     pub ctime_ns: i64,
     /// Inode number, or the device number of a block device.
     pub inode: u64,
@@ -46,6 +56,12 @@ pub trait Source: Send + Sync {
     /// Fails when the source is not what it was when it was opened.
     fn check_unchanged(&self) -> Result<()>;
 
+    /// Takes the source as it is now for what is copied; fails when it cannot be
+    /// copied from the start again.
+    fn renew(&self) -> Result<()> {
+        self.check_unchanged()
+    }
+
     /// The error that says that the source changed.
     fn changed(&self, how: &str) -> MoverError;
 }
@@ -56,7 +72,8 @@ pub struct FileSource {
     file: File,
     direct: Option<File>,
     is_block: bool,
-    identity: Identity,
+    size: u64,
+    identity: Mutex<Identity>,
 }
 
 /// How to look for holes.
@@ -90,7 +107,7 @@ impl FileSource {
             ));
         }
         let is_block = kind == FileType::BlockDevice;
-        let identity = identity_of(&file, is_block)
+        let identity = settled_identity(&file, is_block)
             .map_err(|e| MoverError::source_io(&format!("cannot measure {shown}"), &e))?;
         if identity.size > digest::MAX_SIZE {
             return Err(MoverError::new(
@@ -99,16 +116,23 @@ impl FileSource {
             ));
         }
         let direct = rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty()).ok();
-        let direct = direct
-            .map(File::from)
-            .filter(|direct| identity_of(direct, is_block).is_ok_and(|other| other == identity));
+        let direct = direct.map(File::from).filter(|direct| {
+            let other = identity_of(direct, is_block);
+            other.is_ok_and(|other| other.is_like(&identity))
+        });
         Ok(FileSource {
             path: path.to_owned(),
             file,
             direct,
             is_block,
-            identity,
+            size: identity.size,
+            identity: Mutex::new(identity),
         })
+    }
+
+    fn now(&self) -> Result<Identity> {
+        let measured = settled_identity(&self.file, self.is_block);
+        measured.map_err(|e| MoverError::source_io("cannot stat the source", &e))
     }
 
     fn read_range(&self, base: u64, start: usize, end: usize, buffer: &mut [u8]) -> Result<()> {
@@ -144,14 +168,14 @@ impl FileSource {
 
 impl Source for FileSource {
     fn identity(&self) -> Identity {
-        self.identity
+        *lock(&self.identity)
     }
 
     fn extents(&self, trust_holes: bool) -> Result<Box<dyn Extents + Send>> {
         let file = self.file.try_clone();
         Ok(Box::new(Map {
             file: file.map_err(|e| MoverError::source_io("cannot map the source", &e))?,
-            size: self.identity.size,
+            size: self.size,
             // Block devices have no map: all is read.
             trust: trust_holes && !self.is_block,
         }))
@@ -159,7 +183,7 @@ impl Source for FileSource {
 
     fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<()> {
         let base = chunk * digest::CHUNK;
-        let len = digest::chunk_len(self.identity.size, chunk);
+        let len = digest::chunk_len(self.size, chunk);
         let mut filled = 0;
         for range in ranges {
             // O_DIRECT reads whole blocks; so does everything else then.
@@ -178,12 +202,23 @@ impl Source for FileSource {
     }
 
     fn check_unchanged(&self) -> Result<()> {
-        let now = identity_of(&self.file, self.is_block)
-            .map_err(|e| MoverError::source_io("cannot stat the source", &e))?;
-        if now == self.identity {
+        if self.now()?.is_like(&self.identity()) {
             return Ok(());
         }
         Err(self.changed("it was written to or replaced"))
+    }
+
+    fn renew(&self) -> Result<()> {
+        let now = self.now()?;
+        if now.size != self.size {
+            return Err(self.changed("it has another size now"));
+        }
+        let there = rustix::fs::stat(&self.path);
+        if !self.is_block && !there.is_ok_and(|stat| stat.st_ino == now.inode) {
+            return Err(self.changed("another file has its name now"));
+        }
+        *lock(&self.identity) = now;
+        Ok(())
     }
 
     fn changed(&self, how: &str) -> MoverError {
@@ -211,14 +246,47 @@ impl Extents for Map {
     }
 }
 
+impl Identity {
+    /// Whether nothing has happened between the two that would be seen.
+    fn is_like(&self, other: &Identity) -> bool {
+        let seen = |id: &Identity| Identity {
+            ctime_ns: if id.mtime_ns == UNSEEN {
+                0
+            } else {
+                id.ctime_ns
+            },
+            ..*id
+        };
+        seen(self) == seen(other)
+    }
+}
+
+/// The identity, once a write after it would change it: times move in steps, and
+/// a write in the step of the last one would go unseen.
+fn settled_identity(file: &File, is_block: bool) -> io::Result<Identity> {
+    loop {
+        let identity = identity_of(file, is_block)?;
+        let now = now_ns();
+        if is_block || !(identity.ctime_ns..identity.ctime_ns + STEP_NS).contains(&now) {
+            return Ok(identity);
+        }
+        std::thread::sleep(Duration::from_nanos(STEP_NS as u64));
+    }
+}
+
+fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_nanos() as i64)
+}
+
 fn identity_of(file: &File, is_block: bool) -> io::Result<Identity> {
     let stat = rustix::fs::fstat(file)?;
     if is_block {
         let size = rustix::fs::seek(file, SeekFrom::End(0))?;
         return Ok(Identity {
             size,
-            mtime_ns: 0,
-            ctime_ns: 0,
+            mtime_ns: UNSEEN,
+            ctime_ns: now_ns(),
             inode: stat.st_rdev,
         });
     }

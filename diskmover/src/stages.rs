@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{SendTimeoutError, Sender};
 
+use crate::base;
 use crate::codec::Encoder;
 use crate::digest::{self, ZERO_HASH};
 use crate::error::{Code, MoverError, Result};
@@ -36,7 +37,8 @@ fn read_all(shared: &Shared) -> Result<()> {
         }
         std::thread::sleep(TICK / 10);
     }
-    while let Some((index, work)) = shared.feed.next(&shared.volumes)? {
+    while let Some(task) = shared.feed.next(&shared.volumes)? {
+        let (index, work) = (task.volume, task.work);
         let volume = &shared.volumes[index];
         match work {
             Work::Zeros(chunks) => {
@@ -64,6 +66,7 @@ fn read_all(shared: &Shared) -> Result<()> {
                         volume: index,
                         chunk,
                         buffer,
+                        wanted: task.wanted,
                     },
                 );
             }
@@ -77,8 +80,9 @@ fn pack_all(shared: &Shared) -> Result<()> {
     let mut encoder = Encoder::new().ok_or_else(no_memory)?;
     let mut scratch = AlignedBuf::new(digest::CHUNK as usize).ok_or_else(no_memory)?;
     while !shared.stopping() {
-        if let Ok(raw) = shared.work.1.recv_timeout(TICK) {
-            let parcel = pack_one(shared, raw, &mut encoder, &mut scratch)?;
+        if let Ok(raw) = shared.work.1.recv_timeout(TICK)
+            && let Some(parcel) = pack_one(shared, raw, &mut encoder, &mut scratch)
+        {
             put(shared, &shared.parcels.0, parcel);
         }
     }
@@ -90,25 +94,55 @@ fn pack_one(
     raw: Raw,
     encoder: &mut Encoder,
     scratch: &mut AlignedBuf,
-) -> Result<Parcel> {
+) -> Option<Parcel> {
     let Raw {
         volume: index,
         chunk,
         mut buffer,
+        wanted,
     } = raw;
     let volume = &shared.volumes[index];
     let len = digest::chunk_len(volume.size(), chunk);
     let bitmap = digest::scan(&buffer[..len]);
+    let offers = wanted.is_none() && volume.base.pays(chunk);
+    let pieces = if offers {
+        base::hashes(&buffer[..len])
+    } else {
+        Vec::new()
+    };
     let data = digest::compact(&mut buffer[..len], &bitmap);
     let hash = digest::chunk_hash(&bitmap, &buffer[..data]);
     let offered = lock(&volume.ledger).offer(chunk, hash, data as u32);
-    offered.map_err(|_| volume.conflict(chunk))?;
-    if data == 0 {
-        let mut header = feed::header(Kind::Zero, index, chunk..chunk + 1, volume);
-        header.sign(&shared.keys.frame, &ZERO_HASH);
-        return Ok(Parcel::Zeros(header));
+    if offered.is_err() {
+        volume.tear(chunk);
+        return None;
     }
-    let mut header = feed::header(Kind::Data, index, chunk..chunk + 1, volume);
+    let framed = |kind| feed::header(kind, index, chunk..chunk + 1, volume);
+    if data == 0 {
+        let mut header = framed(Kind::Zero);
+        header.sign(&shared.keys.frame, &ZERO_HASH);
+        return Some(Parcel::Zeros(header));
+    }
+    if offers {
+        let payload = [&[hash], pieces.as_slice()].concat().into_flattened();
+        let mut header = framed(Kind::Hashes);
+        header.payload_len = payload.len() as u32;
+        header.sign(&shared.keys.frame, &hash);
+        return Some(Parcel::Hashes(header, payload));
+    }
+    let mask = wanted.unwrap_or(base::all(len));
+    let whole = mask == base::all(len);
+    let mut header = framed(if whole { Kind::Data } else { Kind::Patch });
+    let mut front = if whole {
+        Vec::new()
+    } else {
+        mask.to_le_bytes().to_vec()
+    };
+    front.extend(bitmap);
+    let data = match whole {
+        true => data,
+        false => base::narrow(&mut buffer[..data], &bitmap, mask),
+    };
     let mut body = data;
     let level = shared.level();
     let packed = level.and_then(|level| encoder.compress(level, &buffer[..data], scratch));
@@ -118,9 +152,9 @@ fn pack_one(
         header.codec = CODEC_ZSTD;
         body = packed;
     }
-    header.payload_len = (bitmap.len() + body) as u32;
+    header.payload_len = (front.len() + body) as u32;
     header.sign(&shared.keys.frame, &hash);
-    Ok(Parcel::Data(header, bitmap, buffer, body))
+    Some(Parcel::Data(header, front, buffer, body))
 }
 
 /// Puts something into a queue, unless the copy ends meanwhile.

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::audit::{self, Expected};
+use crate::base::{self, Mask};
 use crate::beneath::{self, Names};
 use crate::digest::{self, BLOCK, Bitmap, CHUNK, Hash, SEGMENT_CHUNKS};
 use crate::entry::{self, Entry};
@@ -69,11 +70,29 @@ struct Book {
     pending: BTreeMap<u32, u64>,
 }
 
+/// Where older content is.
+enum Base {
+    /// In the part itself: an earlier attempt of another source, or a newer one.
+    Part,
+}
+
+/// What became of an offer to take a chunk from the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// The chunk is placed.
+    Whole,
+    /// These 64 KiB blocks are not in the base.
+    Without(Mask),
+}
+
 /// An open part.
 pub struct Target {
     spec: TargetSpec,
     names: Names,
     medium: Medium,
+    base: Option<Base>,
+    /// The source that it is a copy of.
+    pub identity: Identity,
     /// Bytes that were durable when it was opened.
     pub resumed: u64,
     book: Mutex<Book>,
@@ -114,12 +133,14 @@ impl Target {
         } else {
             None
         };
-        let fresh = found.is_none();
+        let unsized_ = |e| names.failed("cannot size", &names.part, e);
+        let blank = is_blank(&part, identity.size).map_err(unsized_)?;
+        let mut base = None;
         let (mut journal, mut ledger, recent) = match found {
             Some(found) => (found.journal, found.ledger, found.recent),
             None => {
-                make_blank(&part, identity.size)
-                    .map_err(|e| names.failed("cannot size", &names.part, e))?;
+                rustix::fs::ftruncate(&part, identity.size).map_err(unsized_)?;
+                base = (!blank).then_some(Base::Part);
                 let journal = Journal::create(&names, &subject)?;
                 (journal, Ledger::new(identity.size), Vec::new())
             }
@@ -129,7 +150,7 @@ impl Target {
         let direct =
             direct.filter(|fd| rustix::fs::fstat(fd).is_ok_and(|s| s.st_ino == part_id.inode));
         let unmeasured = |e| MoverError::target_io("cannot measure a part", &e);
-        let medium = Medium::new(part, direct.map(File::from), fresh).map_err(unmeasured)?;
+        let medium = Medium::new(part, direct.map(File::from), blank).map_err(unmeasured)?;
         let suspects = match spec.trust {
             Trust::Normal => recent,
             Trust::Paranoid => (0..ledger.segments()).collect(),
@@ -138,6 +159,8 @@ impl Target {
         Ok(Opened::Receiving(Box::new(Target {
             spec: spec.clone(),
             medium,
+            base,
+            identity,
             resumed: ledger.done_bytes(),
             book: Mutex::new(Book {
                 ledger,
@@ -192,24 +215,135 @@ impl Target {
             book.ledger.size()
         };
         let len = digest::chunk_len(size, chunk);
-        let runs = digest::runs(bitmap, len);
-        let mut taken = 0;
-        let mut written = 0;
-        for (start, run) in runs {
-            self.zero(chunk * CHUNK + written as u64, (start - written) as u64)?;
-            self.write(chunk * CHUNK + start as u64, &data[taken..taken + run])?;
-            taken += run;
-            written = start + run;
+        self.write_blocks(chunk, base::all(len), bitmap, data)?;
+        self.confirm(chunk);
+        Ok(())
+    }
+
+    /// Bytes of older content that chunks can be taken from.
+    pub fn base_bytes(&self) -> u64 {
+        self.base.as_ref().map_or(0, |_| self.size())
+    }
+
+    /// Places a chunk from the base, if it is there. `buffer` has room for it.
+    pub fn take(
+        &self,
+        chunk: u64,
+        hash: Hash,
+        pieces: &[Hash],
+        buffer: &mut [u8],
+    ) -> Result<Taken> {
+        if lock(&self.book).ledger.is_done(chunk) {
+            return Ok(Taken::Whole);
         }
-        self.zero(chunk * CHUNK + written as u64, (len - written) as u64)?;
-        let mut book = lock(&self.book);
-        if book.ledger.confirm(chunk) {
-            *book
-                .pending
-                .entry((chunk / SEGMENT_CHUNKS) as u32)
-                .or_default() |= 1 << (chunk % SEGMENT_CHUNKS);
+        let len = digest::chunk_len(self.size(), chunk);
+        if !self.read_base(chunk, &mut buffer[..len]) {
+            return Ok(Taken::Without(base::all(len)));
+        }
+        match base::differing(&buffer[..len], pieces) & base::all(len) {
+            0 => self.adopt(chunk, 0, &mut buffer[..len], |found, _| *found == hash),
+            mask => Ok(Taken::Without(mask)),
+        }
+    }
+
+    /// Lays blocks over the base's chunk and places the result, if it is what
+    /// `is_right` expects. `data` holds the blocks that `bitmap` marks in `mask`.
+    pub fn patch(
+        &self,
+        chunk: u64,
+        mask: Mask,
+        bitmap: &Bitmap,
+        data: &[u8],
+        buffer: &mut [u8],
+        is_right: impl Fn(&Hash) -> bool,
+    ) -> Result<Taken> {
+        if lock(&self.book).ledger.is_done(chunk) {
+            return Ok(Taken::Whole);
+        }
+        let buffer = &mut buffer[..digest::chunk_len(self.size(), chunk)];
+        if !self.read_base(chunk, buffer) {
+            return Ok(Taken::Without(base::all(buffer.len())));
+        }
+        base::overlay(buffer, mask, bitmap, data);
+        self.adopt(chunk, mask, buffer, |found, blocks| {
+            blocks == bitmap && is_right(found)
+        })
+    }
+
+    /// Places a chunk of which all blocks outside `mask` come from the base.
+    fn adopt(
+        &self,
+        chunk: u64,
+        mask: Mask,
+        buffer: &mut [u8],
+        is_right: impl Fn(&Hash, &Bitmap) -> bool,
+    ) -> Result<Taken> {
+        let len = buffer.len();
+        let bitmap = digest::scan(buffer);
+        let data = digest::compact(buffer, &bitmap);
+        let hash = digest::chunk_hash(&bitmap, &buffer[..data]);
+        if !is_right(&hash, &bitmap) {
+            return Ok(Taken::Without(base::all(len)));
+        }
+        let offered = lock(&self.book).ledger.offer(chunk, hash, data as u32);
+        if offered.is_err() {
+            self.conflict(chunk)?;
+        }
+        let missing = match self.base {
+            Some(Base::Part) => mask,
+            _ => base::all(len),
+        };
+        self.write_blocks(chunk, missing, &bitmap, &buffer[..data])?;
+        self.confirm(chunk);
+        Ok(Taken::Whole)
+    }
+
+    /// Reads a chunk of the base; false when there is none that can be read.
+    fn read_base(&self, chunk: u64, buffer: &mut [u8]) -> bool {
+        match &self.base {
+            None => false,
+            Some(Base::Part) => self
+                .medium
+                .read(chunk * CHUNK, buffer.len(), buffer)
+                .is_ok(),
+        }
+    }
+
+    /// Writes the 64 KiB blocks of a chunk that `mask` covers; `data` holds the
+    /// blocks of the whole chunk that `bitmap` marks.
+    fn write_blocks(&self, chunk: u64, mask: Mask, bitmap: &Bitmap, data: &[u8]) -> Result<()> {
+        let len = digest::chunk_len(self.size(), chunk);
+        let mut taken = 0;
+        let mut block = 0;
+        let end = len.div_ceil(BLOCK);
+        // Runs of blocks that are alike in both respects: one call for each.
+        let kind = |b: usize| (base::covers(mask, b), digest::is_set(bitmap, b));
+        while block < end {
+            let (wanted, marked) = kind(block);
+            let first = block;
+            while block < end && kind(block) == (wanted, marked) {
+                block += 1;
+            }
+            let start = first * BLOCK;
+            let bytes = (block * BLOCK).min(len) - start;
+            let offset = chunk * CHUNK + start as u64;
+            match (wanted, marked) {
+                (true, true) => self.write(offset, &data[taken..taken + bytes])?,
+                (true, false) => self.zero(offset, bytes as u64)?,
+                (false, _) => {}
+            }
+            taken += if marked { bytes } else { 0 };
         }
         Ok(())
+    }
+
+    /// Notes that a chunk is written.
+    fn confirm(&self, chunk: u64) {
+        let mut book = lock(&self.book);
+        if book.ledger.confirm(chunk) {
+            let segment = (chunk / SEGMENT_CHUNKS) as u32;
+            *book.pending.entry(segment).or_default() |= 1 << (chunk % SEGMENT_CHUNKS);
+        }
     }
 
     /// Places zero chunks `first..end`.
@@ -281,10 +415,10 @@ impl Target {
             return Err(self.about(MoverError::new(Code::Protocol, text)));
         };
         if own != *root {
-            // Nobody can tell which chunk is wrong: none is worth keeping.
+            // Nobody can tell which chunk is wrong: each has to be compared.
             self.names.remove(&self.names.journal)?;
             let text = format!(
-                "the sender's digest is {}, the target's is {}; nothing was published, and the next attempt starts over",
+                "the sender's digest is {}, the target's is {}; nothing was published, and the next attempt compares every chunk again",
                 digest::hex(root),
                 digest::hex(&own)
             );
@@ -401,13 +535,13 @@ fn has_size(part: &File, size: u64) -> bool {
     rustix::fs::fstat(part).is_ok_and(|stat| stat.st_size as u64 == size)
 }
 
-/// Makes a part of this size that reads as zero; keeps space that is reserved.
-fn make_blank(part: &File, size: u64) -> rustix::io::Result<()> {
-    let blank = matches!(rustix::fs::seek(part, SeekFrom::Data(0)), Err(Errno::NXIO));
-    if !blank {
-        rustix::fs::ftruncate(part, 0)?;
+/// Whether a part reads as zero when it is given this size.
+fn is_blank(part: &File, size: u64) -> rustix::io::Result<bool> {
+    match rustix::fs::seek(part, SeekFrom::Data(0)) {
+        Ok(data) => Ok(data >= size),
+        Err(Errno::NXIO) => Ok(true),
+        Err(e) => Err(e),
     }
-    rustix::fs::ftruncate(part, size)
 }
 
 // A chunk's blocks and O_DIRECT's alignment have to be the same.

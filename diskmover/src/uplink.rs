@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use crate::base::{self, Mask};
 use crate::digest::CHUNK;
 use crate::entry::Entry;
 use crate::error::{Code, MoverError, Result};
@@ -199,6 +200,7 @@ fn open_and_run(shared: &Shared, link: &Link) -> std::result::Result<(), End> {
             open_volumes(shared, link)?;
             shared.note_resumed();
             shared.opened.store(true, Ordering::Release);
+            shared.feed.start();
         }
     }
     lock(&shared.last_link).1 = true;
@@ -273,6 +275,7 @@ fn open_volumes(shared: &Shared, link: &Link) -> std::result::Result<(), End> {
                         claim_receipt(shared, index, &payload)?;
                     } else if answer.offset <= volume.size() {
                         lock(&volume.ledger).set_data_bytes(answer.offset);
+                        volume.base.set(answer.logical_len);
                     } else {
                         let text = "the receiver says that it has more data than there is";
                         let error = MoverError::new(Code::Protocol, text);
@@ -330,7 +333,9 @@ fn send(
             continue;
         };
         let header = match &parcel {
-            Parcel::Data(header, ..) | Parcel::Zeros(header) => header.clone(),
+            Parcel::Data(header, ..) | Parcel::Hashes(header, _) | Parcel::Zeros(header) => {
+                header.clone()
+            }
         };
         // From here on it is this connection's: it goes back if it breaks.
         lock(in_flight).insert((header.volume, header.offset), header.clone());
@@ -347,9 +352,8 @@ fn send(
             }
         }
         let sent = match &parcel {
-            Parcel::Data(_, bitmap, buffer, body) => {
-                link.send(&header, &[bitmap, &buffer[..*body]])
-            }
+            Parcel::Data(_, front, buffer, body) => link.send(&header, &[front, &buffer[..*body]]),
+            Parcel::Hashes(_, hashes) => link.send(&header, &[hashes]),
             Parcel::Zeros(_) => link.send(&header, &[]),
         };
         sent.map_err(|_| End::Broken)?;
@@ -408,6 +412,30 @@ fn hear(shared: &Shared, link: &Link, in_flight: &InFlight) -> std::result::Resu
                     Kind::Zero => volume.acknowledge_zeros(&sent)?,
                     _ => volume.acknowledge(&sent)?,
                 }
+                if sent.kind == Kind::Hashes {
+                    volume.base.learn(0);
+                }
+            }
+            Kind::Want => {
+                let known = lock(in_flight).remove(&(header.volume, header.offset));
+                let askable = |sent: &Header| matches!(sent.kind, Kind::Hashes | Kind::Patch);
+                let (Some(sent), Ok(mask)) = (known.filter(askable), payload.as_slice().try_into())
+                else {
+                    return Err(End::Fatal(unexpected(&link.peer, &header)));
+                };
+                let all = base::all(sent.logical_len as usize);
+                // After a patch that did not fit, only all of it will do.
+                let mask = match sent.kind {
+                    Kind::Patch => all,
+                    _ => Mask::from_le_bytes(mask) & all,
+                };
+                if mask == 0 {
+                    return Err(End::Fatal(unexpected(&link.peer, &header)));
+                }
+                if sent.kind == Kind::Hashes {
+                    shared.volumes[index].base.learn(mask);
+                }
+                shared.feed.put_wanted(index, sent.offset / CHUNK, mask);
             }
             Kind::Receipt if index < shared.volumes.len() => keep_receipt(shared, index, &payload)?,
             Kind::Error => return Err(End::Fatal(told(&payload))),

@@ -6,6 +6,7 @@ mod access;
 mod copies;
 mod hostile_receiver;
 mod hostile_sender;
+mod passes;
 mod peer;
 mod pki;
 mod rig;

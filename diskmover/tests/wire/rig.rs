@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use diskmover::digest::CHUNK;
+use diskmover::effort::Compression;
 use diskmover::error::{MoverError, Result};
 use diskmover::listener::{Limits, Receiver};
 use diskmover::messages::Receipt;
@@ -154,7 +155,7 @@ pub fn job_to(address: &str, pki: &Pki) -> Job {
         volumes: Vec::new(),
         connections: 2,
         limit: None,
-        level: Some(1),
+        compression: Compression::Level(1),
         trust_holes: true,
         buffer_bytes: 8 * CHUNK,
         reconnect: Duration::from_secs(5),

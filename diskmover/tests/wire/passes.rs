@@ -1,0 +1,97 @@
+//! Sources that change: another pass over what was placed, never a mix.
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use diskmover::base::PIECE;
+use diskmover::digest::CHUNK;
+use diskmover::error::Code;
+use diskmover::local;
+use diskmover::push::Push;
+
+use crate::rig::{Rig, TAG, eventually, finish, noise, run};
+
+const SIZE: u64 = 24 * CHUNK + 77;
+
+fn write(path: &Path, data: &[u8], offset: u64) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(data, offset).unwrap();
+}
+
+fn assert_same(rig: &Rig, source: &Path) {
+    let target = rig.root().join("disk");
+    assert!(std::fs::read(source).unwrap() == std::fs::read(&target).unwrap());
+}
+
+/// Starts a copy and waits until a part of it has arrived.
+fn half(rig: &Rig, source: &Path) -> Push {
+    let mut job = rig.job(&[source]);
+    job.limit = Some(20 << 20);
+    let push = Push::start(job).unwrap();
+    eventually("half of it arrives", || {
+        (push.progress().done >= SIZE / 2).then_some(())
+    });
+    push
+}
+
+#[test]
+fn what_changes_meanwhile_is_sent_in_another_pass() {
+    let rig = Rig::new();
+    let source = rig.source("disk", SIZE, &[(0, &noise(1, SIZE as usize))]);
+    rig.open(&[("disk", SIZE)]).unwrap();
+    let push = half(&rig, &source);
+    write(&source, b"changed", 3);
+    write(&source, &[0; 2 * CHUNK as usize], 2 * CHUNK);
+    write(&source, b"end", SIZE - 3);
+    push.set_limit(None).unwrap();
+    let receipts = finish(&push).unwrap();
+    assert_same(&rig, &source);
+    assert_eq!(receipts[0].root, local::digest(&source).unwrap().2);
+    let wire = push.progress().wire;
+    let patches = 4 * PIECE as u64;
+    assert!(wire < SIZE + patches + CHUNK, "sent twice: {wire} bytes");
+}
+
+#[test]
+fn a_source_that_changes_between_attempts_is_compared_with_what_is_there() {
+    let rig = Rig::new();
+    let source = rig.source("disk", SIZE, &[(0, &noise(2, SIZE as usize))]);
+    rig.open(&[("disk", SIZE)]).unwrap();
+    let push = half(&rig, &source);
+    push.cancel();
+    write(&source, b"changed", 3);
+    write(&source, b"changed", 5 * CHUNK);
+    rig.open_as("s2", TAG, &[("disk", SIZE)]).unwrap();
+    let mut job = rig.job(&[&source]);
+    job.session = "s2".into();
+    let push = Push::start(job).unwrap();
+    finish(&push).unwrap();
+    assert_same(&rig, &source);
+    let wire = push.progress().wire;
+    assert!(wire < SIZE / 2 + CHUNK, "{wire} bytes were sent");
+}
+
+#[test]
+fn a_source_that_is_written_all_the_time_is_refused_in_the_end() {
+    let rig = Rig::new();
+    let source = rig.source("disk", SIZE, &[(0, &noise(3, SIZE as usize))]);
+    rig.open(&[("disk", SIZE)]).unwrap();
+    let over = AtomicBool::new(false);
+    let ended = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut count = 0u64;
+            while !over.load(Ordering::Relaxed) {
+                write(&source, &count.to_le_bytes(), count % 20 * CHUNK);
+                count += 1;
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+        });
+        let ended = run(rig.job(&[&source]));
+        over.store(true, Ordering::Relaxed);
+        ended
+    });
+    let error = ended.unwrap_err();
+    assert_eq!(error.code, Code::SourceChanged, "{error}");
+    assert!(!rig.root().join("disk").exists(), "a mix was published");
+}
