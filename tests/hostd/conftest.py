@@ -47,7 +47,10 @@ def still_guest(fleet: TwoHosts) -> Iterator[Guest]:
     """A guest on `a` that is off, for what does not need it to run."""
     name = f"guest{next(_numbers)}"
     host = fleet["a"].host
-    yield Guest(name, host.define_guest(name, recipe=SMALL, memory_mib=128, start=False))
+    uuid = host.define_guest(
+        name, recipe=SMALL, memory_mib=128, start=False, extra_devices="<panic model='isa'/>"
+    )
+    yield Guest(name, uuid)
     fleet.revive()
     for each in fleet.hosts.values():
         each.host.remove_guest(name)

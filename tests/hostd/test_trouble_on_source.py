@@ -14,6 +14,7 @@ from hostd.v1 import host_service_pb2 as pb
 from tests.hostd.fleet import Guest, HostdHost, Mode, Move, TwoHosts
 from tests.hostd.unchanged import both_unchanged
 from tests.lab.host import IMAGES
+from tests.lab.wait import wait_for
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
@@ -128,26 +129,54 @@ def test_what_keeps_a_machine_is_told_and_nothing_changes(
         move.undo()
 
 
-@contextmanager
-def paused(host: HostdHost, guest: Guest) -> Iterator[None]:
+def paused(host: HostdHost, guest: Guest) -> None:
     host.host.virsh("suspend", guest.uuid)
-    yield
-    host.host.virsh("resume", guest.uuid)
 
 
-@pytest.mark.parametrize("mode", [Mode.MODE_GRACEFUL, Mode.MODE_FORCE])
-def test_a_paused_machine_is_neither_stopped_nor_parked(
-    fleet: TwoHosts, guest: Guest, mode: Mode.Mode.ValueType
+def suspended(host: HostdHost, guest: Guest) -> None:
+    """S3, as a guest enters it: sleep type and enable bit in its power management register."""
+    monitor(host, guest, "o/w 0x604 0x2400")
+
+
+def crashed(host: HostdHost, guest: Guest) -> None:
+    """A panic, as a guest's driver reports it to the panic device."""
+    host.host.virsh("set-lifecycle-action", guest.uuid, "crash", "preserve", "--live")
+    monitor(host, guest, "o/b 0x505 1")
+
+
+def monitor(host: HostdHost, guest: Guest, command: str) -> None:
+    host.host.virsh("qemu-monitor-command", "--hmp", guest.uuid, command)
+
+
+@pytest.mark.parametrize(
+    ("bring", "state", "told"),
+    [
+        (paused, "paused", "PAUSED"),
+        (suspended, "pmsuspended", "SUSPENDED"),
+        (crashed, "crashed", "CRASHED"),
+    ],
+)
+def test_a_machine_in_a_wrong_state_is_neither_stopped_nor_parked(
+    fleet: TwoHosts,
+    still_guest: Guest,
+    bring: Callable[[HostdHost, Guest], None],
+    state: str,
+    told: str,
 ) -> None:
     a = fleet["a"]
-    with paused(a, guest), both_unchanged(fleet):
-        report = a.client(pb.CheckSourceRequest(domain_uuid=guest.uuid))
+    a.host.virsh("start", still_guest.uuid)
+    bring(a, still_guest)
+    wait_for(lambda: a.host.state(still_guest.name) == state, state)
+    with both_unchanged(fleet):
+        report = a.client(pb.CheckSourceRequest(domain_uuid=still_guest.uuid))
         assert (report.checks[0].check, report.checks[0].reason) == ("state", "INSTANCE_STATE")
-        move = Move(a, fleet["b"], guest.uuid)
-        with pytest.raises(DroverError) as refused:
-            move.stop(mode)
-        assert refused.value.reason is Reason.INSTANCE_STATE
-        assert "PAUSED" in refused.value.message
+        assert told in report.checks[0].message
+        move = Move(a, fleet["b"], still_guest.uuid)
+        for mode in (Mode.MODE_GRACEFUL, Mode.MODE_GRACEFUL_THEN_FORCE, Mode.MODE_FORCE):
+            with pytest.raises(DroverError) as refused:
+                move.stop(mode)
+            assert refused.value.reason is Reason.INSTANCE_STATE
+            assert told in refused.value.message
         with pytest.raises(DroverError) as refused:
             move.park()
         assert refused.value.reason in (Reason.INSTANCE_STARTED_MEANWHILE, Reason.INSTANCE_STATE)
