@@ -34,6 +34,14 @@ def session_of(context: click.Context) -> Session:
     return Session(lambda: read_config(given.get("config"), overrides, os.environ))
 
 
+def installed_version() -> str:
+    """Version of the installed package; "(source tree)" when it is not installed."""
+    try:
+        return metadata.version("drover")
+    except metadata.PackageNotFoundError:
+        return "(source tree)"
+
+
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]}, epilog=errors.EXIT_CODES_HELP
 )
@@ -52,6 +60,7 @@ def session_of(context: click.Context) -> Session:
     envvar="DROVER_SERVER_NAME",
     help="DNS name in the server's certificate, where it is not the address.",
 )
+@click.version_option(installed_version(), message="drover %(version)s")
 @click.pass_context
 def cli(context: click.Context, /, **_options: Any) -> None:
     """Move virtual machines between plain libvirt/KVM hosts.
@@ -75,14 +84,6 @@ def cli(context: click.Context, /, **_options: Any) -> None:
 def version() -> None:
     """Print the version."""
     click.echo(f"drover {installed_version()}")
-
-
-def installed_version() -> str:
-    """Version of the installed package; "(source tree)" when it is not installed."""
-    try:
-        return metadata.version("drover")
-    except metadata.PackageNotFoundError:
-        return "(source tree)"
 
 
 @cli.command("completion")
