@@ -164,7 +164,7 @@ def read_config(path: Path) -> HostdConfig:
 
 def _first_problem(config: HostdConfig) -> str:
     for field, name in (("fleet", config.fleet), ("host", config.host)):
-        if not NAME_PATTERN.match(name):
+        if not NAME_PATTERN.fullmatch(name):
             return f"{field}: {name!r} is not a name of lower-case letters, digits, '-' and '.'"
     addresses = {
         "listen.control": config.listen.control,
@@ -188,7 +188,7 @@ def _storage_problem(storage: StorageConfig) -> str:
     if not storage.roots:
         return "storage.roots: name at least one directory, as images = '/var/lib/libvirt/images'"
     for name, directory in storage.roots.items():
-        if not NAME_PATTERN.match(name):
+        if not NAME_PATTERN.fullmatch(name):
             return f"storage.roots: {name!r} is not a name of lower-case letters, digits, '-', '.'"
         if not directory.is_absolute() or ".." in directory.parts:
             return f"storage.roots.{name}: {str(directory)!r} is not an absolute path"

@@ -99,7 +99,7 @@ def init(
 
     Never overwrites anything.
     """
-    if not NAME_PATTERN.match(fleet):
+    if not NAME_PATTERN.fullmatch(fleet):
         raise click.BadParameter("1 to 63 of a-z, 0-9, '-' and '.'", param_hint="--fleet")
     directory = directory.absolute()
     state = state_dir.absolute() if state_dir else _default_state(directory)

@@ -17,8 +17,8 @@ from controlplane.v1 import (
     migration_service_pb2,
 )
 
-_UUID = re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
-_UUID_START = re.compile(r"^[0-9a-f][0-9a-f-]{3,35}$")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_UUID_START = re.compile(r"[0-9a-f][0-9a-f-]{3,35}")
 _PAGE_SIZE = 1000
 
 
@@ -110,10 +110,10 @@ def find_migration(session: Session, name: str) -> migration_pb2.Migration:
         CliError: Nothing or more than one thing is meant.
     """
     bare = name.removeprefix("migrations/")
-    if _UUID.match(bare):
+    if _UUID.fullmatch(bare):
         return _get_migration(session, f"migrations/{bare}")
     found = {m.name: m for m in _of_instance(session, bare)}
-    if _UUID_START.match(bare):
+    if _UUID_START.fullmatch(bare):
         started = _newest(session, instance="")
         found |= {m.name: m for m in started if short(m.name).startswith(bare)}
     if len(found) == 1:

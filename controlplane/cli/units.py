@@ -10,8 +10,8 @@ from google.protobuf import timestamp_pb2
 
 _BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
-_SIZE = re.compile(r"^(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGTP]?)(?P<binary>i?)B?$", re.IGNORECASE)
-_DURATION = re.compile(r"^(?P<number>\d+(\.\d+)?)(?P<unit>s|m|h|d)?$")
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGTP]?)(?P<binary>i?)B?", re.IGNORECASE)
+_DURATION = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>s|m|h|d)?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -26,7 +26,7 @@ class RateType(click.ParamType[int]):
         """Parse; numbers pass through."""
         if isinstance(value, int):
             return value
-        match = _SIZE.match(str(value).removesuffix("/s"))
+        match = _SIZE.fullmatch(str(value).removesuffix("/s"))
         if match is None:
             self.fail(f"{value!r} is not a rate such as 100M or 12.5Mi (bytes per second)")
         units = _BINARY if match["binary"] else _DECIMAL
@@ -51,7 +51,7 @@ class SizeType(click.ParamType[int]):
         """Parse; numbers pass through."""
         if isinstance(value, int):
             return value
-        match = _SIZE.match(str(value))
+        match = _SIZE.fullmatch(str(value))
         if match is None:
             self.fail(f"{value!r} is not a size such as 512M or 20G")
         unit = _BINARY[match["unit"].upper()] if match["unit"] else self._bare_unit
@@ -77,7 +77,7 @@ class DurationType(click.ParamType[float]):
 
 def parse_duration(text: str) -> float | None:
     """Seconds of a duration such as 30m; None when it is not one."""
-    match = _DURATION.match(text)
+    match = _DURATION.fullmatch(text)
     if match is None:
         return None
     return float(match["number"]) * _SECONDS[match["unit"] or "s"]

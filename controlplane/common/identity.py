@@ -17,9 +17,9 @@ from enum import StrEnum
 
 SCHEME = "drover"
 _NAME = r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?"
-NAME_PATTERN = re.compile(rf"^{_NAME}$")
+NAME_PATTERN = re.compile(_NAME)
 _URI = re.compile(
-    rf"^{SCHEME}://(?P<fleet>{_NAME})/(?P<role>[a-z]+)/(?P<name>{_NAME})(/(?P<project>{_NAME}))?$"
+    rf"{SCHEME}://(?P<fleet>{_NAME})/(?P<role>[a-z]+)/(?P<name>{_NAME})(/(?P<project>{_NAME}))?"
 )
 
 
@@ -75,7 +75,7 @@ class Identity:
         Raises:
             ValueError: It is not of the form above.
         """
-        match = _URI.match(uri)
+        match = _URI.fullmatch(uri)
         if match is None:
             raise ValueError(f"{uri!r} is not of the form drover://FLEET/ROLE/NAME")
         try:

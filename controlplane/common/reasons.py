@@ -93,7 +93,7 @@ class Reason(Enum):
     # --- things that do not exist, or exist twice
     HOST_NOT_FOUND = _missing("See `drover host list`.")
     INSTANCE_NOT_FOUND = _missing("See `drover instance list`.")
-    FLAVOR_NOT_FOUND = _missing("See the list of flavors.")
+    FLAVOR_NOT_FOUND = _missing("See `drover flavor list`.")
     MIGRATION_NOT_FOUND = _missing("See `drover migration list`.")
     DOMAIN_NOT_FOUND = _missing("See `virsh list --all` on the host.")
     JOB_NOT_FOUND = _missing("Start the job again.")
@@ -116,7 +116,9 @@ class Reason(Enum):
 
     # --- instances
     INSTANCE_STATE = _state("Bring the machine to running or shut off first.")
-    INSTANCE_BUSY = _state("Wait for the move under way, or cancel it.")
+    INSTANCE_BUSY = _state(
+        "Wait for its move or cancel it; confirm or revert one that has finished."
+    )
     INSTANCE_LOCKED = _state("Ask the one who locked it to unlock it.")
     INSTANCE_CONFLICT = _state("Remove the duplicate definition from all hosts but one.")
     INSTANCE_MISSING = _state("See why its host does not report it.")

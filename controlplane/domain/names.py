@@ -13,7 +13,7 @@ from controlplane.common.errors import DroverError, Violation
 from controlplane.common.identity import NAME_PATTERN
 from controlplane.common.reasons import Reason
 
-_FLAVOR = re.compile(r"^[a-z][a-z0-9-]{0,62}$")
+_FLAVOR = re.compile(r"[a-z][a-z0-9-]{0,62}")
 _PROJECT = NAME_PATTERN
 _UUID_LENGTH = 36
 _DISPLAY_NAME_LIMIT = 255
@@ -54,7 +54,7 @@ def check_host_id(host: str, field: str = "host_id") -> str:
     Raises:
         DroverError: INVALID_NAME.
     """
-    if not NAME_PATTERN.match(host):
+    if not NAME_PATTERN.fullmatch(host):
         raise _invalid(field, host, "1 to 63 of a-z, 0-9, '-' and '.', as in hosts/rack1-a")
     return host
 
@@ -66,7 +66,7 @@ def parse_flavor(name: str, field: str = "name") -> str:
         DroverError: INVALID_NAME.
     """
     flavor = _last_part(name, "flavors", field)
-    if not _FLAVOR.match(flavor):
+    if not _FLAVOR.fullmatch(flavor):
         raise _invalid(
             field, flavor, "1 to 63 of a-z, 0-9 and '-', a letter first, as in flavors/small"
         )
@@ -125,7 +125,7 @@ def check_project(project: str, field: str = "project") -> str:
     Raises:
         DroverError: INVALID_NAME.
     """
-    if not _PROJECT.match(project):
+    if not _PROJECT.fullmatch(project):
         raise _invalid(field, project, "1 to 63 of a-z, 0-9, '-' and '.', as in shop")
     return project
 
@@ -133,7 +133,7 @@ def check_project(project: str, field: str = "project") -> str:
 def _last_part(name: str, collection: str, field: str) -> str:
     head, separator, last = name.partition("/")
     if head != collection or not separator or not last:
-        raise _invalid(field, name, f"the form {collection}/...")
+        raise _invalid(field, name, f"of the form {collection}/NAME")
     return last
 
 

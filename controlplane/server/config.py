@@ -218,7 +218,7 @@ def check(config: ControlPlaneConfig) -> None:
     Raises:
         ConfigError: A value is wrong; the message names it.
     """
-    if not NAME_PATTERN.match(config.fleet):
+    if not NAME_PATTERN.fullmatch(config.fleet):
         raise ConfigError(f"fleet: {config.fleet!r} is not 1 to 63 of a-z, 0-9, '-' and '.'")
     try:
         config.identities()

@@ -24,8 +24,8 @@ from hostd.disks.durable import make_private_directory, remove_tree, sync_direct
 ARCHIVE_NAME = "baggage.tar.zst"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 _NAMES = re.compile(
-    rf"^(?:meta\.json|domain\.xml|nvram|tpm(?:/{_PART}){{0,4}}"
-    r"|(?:snapshots|checkpoints)(?:/[0-9]{4}\.xml)?)$"
+    rf"(?:meta\.json|domain\.xml|nvram|tpm(?:/{_PART}){{0,4}}"
+    r"|(?:snapshots|checkpoints)(?:/[0-9]{4}\.xml)?)"
 )
 # UEFI variable stores of aarch64 have 64 MiB; nothing else comes near.
 MAX_MEMBER_BYTES = 128 << 20
@@ -147,7 +147,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> None:
 
 
 def _problem(name: str, size_bytes: int, total_bytes: int, members: int) -> str:
-    if not _NAMES.match(name):
+    if not _NAMES.fullmatch(name):
         return "its name is not one that baggage holds"
     if size_bytes < 0 or size_bytes > MAX_MEMBER_BYTES or total_bytes > MAX_TOTAL_BYTES:
         return "it is too large"

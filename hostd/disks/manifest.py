@@ -29,7 +29,7 @@ log = structlog.stdlib.get_logger(__name__)
 
 MANIFEST = "manifest.json"
 MACHINE = "machine"
-_MIGRATION_ID = re.compile(r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
+_MIGRATION_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class ParkState(StrEnum):
@@ -110,7 +110,7 @@ def check_migration_id(migration_id: str) -> str:
     Raises:
         DroverError: INVALID_FIELD.
     """
-    if not _MIGRATION_ID.match(migration_id):
+    if not _MIGRATION_ID.fullmatch(migration_id):
         raise DroverError(
             Reason.INVALID_FIELD,
             f"{migration_id!r} is not a UUID in lower-case form.",

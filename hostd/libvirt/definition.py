@@ -35,7 +35,7 @@ _HOST_DEVICES = {
 }
 _HOST_INTERFACES = ("hostdev", "vhostuser", "vdpa", "internal", "client", "server", "mcast", "udp")
 _HOST_CHARACTER_DEVICES = ("dev", "pipe")
-_VOLUME_ID = re.compile(r"^[A-Za-z0-9_-]{1,32}$")
+_VOLUME_ID = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,7 @@ def _disk_obstacles(root: etree._Element) -> Iterator[Obstacle]:
         if disk.source in sources:
             yield _immovable(f"Disk {disk.target} is the same file as another of its disks.")
         sources.add(disk.source)
-        if not _VOLUME_ID.match(disk.target) or disk.target in targets:
+        if not _VOLUME_ID.fullmatch(disk.target) or disk.target in targets:
             yield _immovable(f"The disk target {disk.target!r} is malformed or there twice.")
         targets.add(disk.target)
         if disk.source.kind not in ("file", "block", "volume"):

@@ -47,6 +47,10 @@ def test_a_uuid_is_made_canonical_and_anything_else_is_a_display_name() -> None:
         (names.parse_instance, "instances/a\nb"),
         (names.parse_instance, "instances/" + "a" * 256),
         (names.parse_instance, "web1"),
+        (names.parse_host, "hosts/a\n"),
+        (names.parse_flavor, "flavors/small\n"),
+        (names.parse_migration, f"migrations/{UUID}\n"),
+        (names.parse_instance, "instances/web1\n"),
     ],
 )
 def test_malformed_names_are_refused(parse: Callable[[str], str], name: str) -> None:
