@@ -10,6 +10,9 @@ import tempfile
 import uuid
 from pathlib import Path
 
+import psycopg
+from psycopg import sql
+
 IN_MEMORY = "/dev/shm"  # a file system in memory, not a predictable name
 
 
@@ -40,7 +43,14 @@ class Cluster:
     def create_database(self, template: str = "template1") -> str:
         """The URL of a new database: empty, or a copy of another one."""
         name = f"test_{uuid.uuid4().hex[:12]}"
-        self._as_postgres("createdb", "-h", self._folder, "-T", template, "-S", "file_copy", name)
+        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY file_copy").format(
+            sql.Identifier(name), sql.Identifier(template)
+        )
+        # Not by the program: a fork beside gRPC's threads can kill the child.
+        with psycopg.connect(
+            host=str(self._folder), user="postgres", dbname="postgres", autocommit=True
+        ) as connection:
+            connection.execute(statement)
         return f"postgresql+psycopg://postgres@/{name}?host={self._folder}"
 
     def down(self) -> None:
