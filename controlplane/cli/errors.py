@@ -25,6 +25,7 @@ import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
+from controlplane.cli.output import visible
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 
@@ -92,9 +93,9 @@ class CliError(click.ClickException):
         """Print it on standard error."""
         stream = file or sys.stderr
         red = click.style("error:", fg="red", bold=True) if stream.isatty() else "error:"
-        click.echo(f"{red} {self.message}", file=stream)
+        click.echo(f"{red} {visible(self.message)}", file=stream)
         for line in self.details:
-            click.echo(f"  {line}", file=stream)
+            click.echo(f"  {visible(line)}", file=stream)
         if self.advice:
             click.echo(self.advice, file=stream)
 

@@ -17,6 +17,7 @@ from controlplane.cli.output import (
     print_list,
     print_one,
     to_plain,
+    visible,
 )
 from controlplane.cli.session import Session, new_request_id, pass_session
 from controlplane.cli.units import format_age, format_bytes, format_time
@@ -255,7 +256,7 @@ def confirm_or_refuse(yes: bool, consequence: str) -> None:
     """
     if yes:
         return
-    click.echo(consequence, err=True)
+    click.echo(visible(consequence), err=True)
     if not sys.stdin.isatty():
         raise CliError(
             "Nothing was done.", exit_code=errors.USAGE, advice="Repeat with --yes to agree."

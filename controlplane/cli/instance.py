@@ -14,6 +14,7 @@ from controlplane.cli.output import (
     print_list,
     print_one,
     to_plain,
+    visible,
 )
 from controlplane.cli.session import Session, new_request_id, pass_session
 from controlplane.cli.units import format_bytes, format_time
@@ -137,10 +138,11 @@ def release_instance(session: Session, name: str) -> None:
         session.instances.ReleaseInstance,
         service.ReleaseInstanceRequest(name=found.name, request_id=new_request_id()),
     )
-    click.echo(
+    sentence = (
         f"{found.display_name} is released: it stays on {short(found.host)} as a plain libvirt "
         f"domain.\nTake it back with: drover instance adopt {found.uid}"
     )
+    click.echo(visible(sentence))
 
 
 @instance.command("lock")
@@ -176,4 +178,4 @@ def _say(instance: Instance, output: Format, sentence: str) -> None:
     if output is not Format.TABLE:
         print_data(to_plain(instance), output)
     else:
-        click.echo(sentence)
+        click.echo(visible(sentence))

@@ -13,7 +13,14 @@ from controlplane.cli.names import (
     instance_name,
     short,
 )
-from controlplane.cli.output import Format, output_option, print_data, print_table, to_plain
+from controlplane.cli.output import (
+    Format,
+    output_option,
+    print_data,
+    print_table,
+    to_plain,
+    visible,
+)
 from controlplane.cli.session import Session, new_request_id, pass_session
 from controlplane.cli.units import DurationType, RateType, parse_duration
 from controlplane.v1 import migration_service_pb2 as service
@@ -173,7 +180,7 @@ def _wait(session: Session, move: Migration, output: Format) -> None:
         print_data(to_plain(ended), output)
     watch.fail_unless(ended, frozenset({goal, Migration.STATE_CONFIRMED}))
     if output is Format.TABLE:
-        click.echo(describe.summary(ended))
+        click.echo(visible(describe.summary(ended)))
 
 
 def _confirm_failed(move: Migration) -> bool:
@@ -204,4 +211,4 @@ def print_verdicts(placement: Placement, *, err: bool) -> None:
         print_table(("HOST", "VERDICT", "WEIGHT", "WHY"), rows, err=err)
     why = describe.why_chosen(placement)
     if why:
-        click.echo(why, err=err)
+        click.echo(visible(why), err=err)

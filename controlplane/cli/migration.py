@@ -17,6 +17,7 @@ from controlplane.cli.output import (
     print_one,
     print_stream_item,
     to_plain,
+    visible,
 )
 from controlplane.cli.session import Session, new_request_id, pass_session
 from controlplane.cli.units import format_age, format_bytes, format_time
@@ -152,7 +153,7 @@ def watch_migration(session: Session, move: str, until_final: bool, output: Form
             {Migration.STATE_AWAITING_CONFIRM, Migration.STATE_CONFIRMED, Migration.STATE_REVERTED}
         ),
     )
-    click.echo(describe.summary(ended))
+    click.echo(visible(describe.summary(ended)))
 
 
 @migration.command("confirm", short_help="Delete the source copy.")
@@ -274,7 +275,7 @@ def _finish(
     if wait:
         watch.fail_unless(last, goals)
     if output is Format.TABLE:
-        click.echo(_result(last))
+        click.echo(visible(_result(last)))
 
 
 def _result(move: Migration) -> str:

@@ -40,6 +40,18 @@ class Format(StrEnum):
     YAML = "yaml"
 
 
+def visible(text: str) -> str:
+    """A text with everything spelt out that would act on a terminal.
+
+    Names and messages come from hosts and guests; line ends are kept.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else _spelt_out(c) for c in text)
+
+
+def _spelt_out(character: str) -> str:
+    return character.encode("unicode_escape").decode()
+
+
 def output_option(function: F) -> F:
     """Give a command the option `-o`, as the argument `output`."""
     return click.option(
@@ -109,7 +121,7 @@ def print_one(
     pairs = [(label, text) for label, text in details(message) if text]
     width = max((len(label) for label, _ in pairs), default=0)
     for label, text in pairs:
-        first, *rest = text.splitlines()
+        first, *rest = visible(text).splitlines()
         click.echo(f"{label.ljust(width)}  {first}")
         for line in rest:
             click.echo(f"{' ' * width}  {line}")
@@ -135,7 +147,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, err: bo
 
 def _styled(cell: str) -> Text:
     style = next((colour for colour, words in _STYLES.items() if cell in words), "")
-    return Text(cell, style=style)
+    return Text(visible(cell), style=style)
 
 
 def enum_word(name: str, prefix: str) -> str:

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 
 from controlplane.cli import describe
+from controlplane.cli.output import visible
 from controlplane.v1.migration_pb2 import Migration
 
 COPY_LINE_SECONDS = 5.0
@@ -84,7 +85,7 @@ class PlainReporter:
 
     def note(self, text: str) -> None:
         """Print a line."""
-        click.echo(f"{time.strftime('%H:%M:%S')} {text}", file=self._stream)
+        click.echo(f"{time.strftime('%H:%M:%S')} {visible(text)}", file=self._stream)
 
 
 def _line(move: Migration, trouble: str) -> str:
@@ -136,9 +137,9 @@ class BarReporter:
             self._task,
             total=total,
             completed=completed,
-            name=move.instance_display_name,
+            name=escape(visible(move.instance_display_name)),
             state=describe.state_word(move.state),
-            words=escape(words + step),
+            words=escape(visible(words + step)),
         )
         trouble = describe.trouble(move)
         if trouble and trouble != self._trouble and not at_rest:
@@ -147,7 +148,7 @@ class BarReporter:
 
     def note(self, text: str) -> None:
         """Print a line above the bar."""
-        self._progress.console.print(escape(text))
+        self._progress.console.print(escape(visible(text)))
 
 
 def make_reporter() -> Reporter:

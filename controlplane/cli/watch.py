@@ -16,6 +16,7 @@ import grpc
 from controlplane.cli import describe, errors
 from controlplane.cli.errors import CliError
 from controlplane.cli.names import short
+from controlplane.cli.output import visible
 from controlplane.cli.progress import Reporter, make_reporter
 from controlplane.cli.session import Session
 from controlplane.v1 import migration_service_pb2
@@ -154,4 +155,4 @@ def fail_unless(move: Migration, wanted: frozenset[Migration.State.ValueType]) -
 
 def say(text: str) -> None:
     """A line for people on standard error."""
-    click.echo(text, err=True)
+    click.echo(visible(text), err=True)
