@@ -26,12 +26,13 @@ def check_text(field: str, value: str, *, required: bool) -> str:
     """A text for people, without surrounding blanks.
 
     Raises:
-        DroverError: INVALID_FIELD when it is too long, or missing and required.
+        DroverError: INVALID_FIELD when it is too long, missing and required, or has
+            characters that would act on the terminal it is shown on.
     """
     text = value.strip()
-    if len(text) > LONGEST_TEXT or (required and not text):
+    if len(text) > LONGEST_TEXT or not text.isprintable() or (required and not text):
         least = 1 if required else 0
-        raise invalid_field(field, text, f"{least} to {LONGEST_TEXT} characters")
+        raise invalid_field(field, text, f"one line of {least} to {LONGEST_TEXT} characters")
     return text
 
 

@@ -73,6 +73,9 @@ def decode_token(
         token = msgspec.json.decode(raw, type=_Token)
     except (binascii.Error, ValueError, msgspec.DecodeError):
         raise invalid_token("It is not a token that this service made.") from None
+    if any("\0" in part for part in token.k):
+        # No row has such a key, and PostgreSQL no text.
+        raise invalid_token("It is not a token that this service made.")
     if len(token.k) != parts:
         raise invalid_token("It is a token of another list.")
     if token.q != _hash(method, query):

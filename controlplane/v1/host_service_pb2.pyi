@@ -207,7 +207,7 @@ class DisableHostRequest(_message.Message):
     name: _builtins.str
     """"hosts/{host}". Required."""
     reason: _builtins.str
-    """Why, for people; at most 500 characters."""
+    """Why, for people; one line of at most 500 characters."""
     etag: _builtins.str
     """Refuse when the host has changed since; empty to not check."""
     request_id: _builtins.str

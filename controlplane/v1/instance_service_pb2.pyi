@@ -194,7 +194,7 @@ class LockInstanceRequest(_message.Message):
     name: _builtins.str
     """"instances/{uid}" or "instances/{display_name}". Required."""
     reason: _builtins.str
-    """Why, for people; 1 to 500 characters. Required."""
+    """Why, for people; one line of 1 to 500 characters. Required."""
     request_id: _builtins.str
     """Makes the call repeatable: a UUID chosen by the caller."""
     def __init__(
