@@ -102,6 +102,18 @@ def failing_late(step: Step) -> Step:
     return dataclasses.replace(step, action=act_and_fail)
 
 
+def undo_failing(step: Step) -> Step:
+    """A step whose undo fails for good."""
+
+    async def fail(ctx: StepContext) -> None:
+        raise injected()
+
+    def fail_db(tx: Connection, ctx: StepContext) -> None:
+        raise injected()
+
+    return dataclasses.replace(step, undo=fail if step.kind is StepKind.REMOTE else fail_db)
+
+
 def repeated(step: Step) -> Step:
     """A step whose remote action and undo run twice each time."""
     if step.kind is StepKind.DB:
@@ -160,9 +172,9 @@ async def wait_until(
             await asyncio.sleep(0.01)
 
 
-async def wait_for_end(database: Database, saga_id: str) -> SagaView:
+async def wait_for_end(database: Database, saga_id: str, timeout_seconds: float = 20.0) -> SagaView:
     """Read a saga until it has ended or is stuck."""
-    return await wait_until(database, saga_id, lambda view: view.state in ENDED)
+    return await wait_until(database, saga_id, lambda view: view.state in ENDED, timeout_seconds)
 
 
 async def conduct(

@@ -8,13 +8,17 @@ nothing is stuck, and the world is whole.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 
+import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from controlplane.saga.definition import Saga, Step, StepKind
-from controlplane.saga.log import EventKind, SagaState, SagaView
+from controlplane.saga.definition import LostLease, Saga, StepKind
+from controlplane.saga.log import EventKind, SagaState, SagaView, fold
 from controlplane.store import sql_saga
 from controlplane.store.engine import Database
+from controlplane.store.saga_tables import saga_events, sagas
 from tests.engine.harness import (
     World,
     conduct,
@@ -23,6 +27,7 @@ from tests.engine.harness import (
     failing_late,
     repeated,
     running,
+    undo_failing,
     wait_for_end,
     with_step,
 )
@@ -118,11 +123,77 @@ async def resumes_from_a_shortened_log(database: Database, world: World, lost: i
     await database.run(world.check_done)
 
 
+async def resumes_from_any_shortened_way_back(
+    database: Database, make_world: Callable[[], World], step: str
+) -> None:
+    """A step fails late and all is undone; then the log loses its last k events, for all k.
+
+    The step is one before any DB step that has an undo: what such a step did
+    cannot be lost without its event.
+    """
+    lost = 1
+    while True:
+        world = make_world()
+        saga = with_step(world.saga, step, failing_late)
+        view = await conduct(database, world, saga=saga)
+        assert view.state is SagaState.UNDONE, view
+        if lost == len(view.events):
+            return
+        keep = len(view.events) - lost
+        await database.run(partial(_truncate, saga_id=view.id, keep=keep))
+        async with running(database, world, saga=saga):
+            view = await wait_for_end(database, view.id)
+        assert view.state is SagaState.UNDONE, (lost, view)
+        assert_no_failed_undo(view)
+        await database.run(world.check_undone)
+        lost += 1
+
+
+async def stuck_until_retried(database: Database, world: World, step: str, at: str) -> None:
+    """One action fails, then one undo does; the saga waits for an operator, and goes on."""
+    failing_saga = with_step(world.saga, step, failing)
+    view = await conduct(database, world, saga=with_step(failing_saga, at, undo_failing))
+    assert view.state is SagaState.STUCK, view
+    assert view.error is not None
+    assert view.owner == ""
+    assert [e.step for e in view.events if e.kind is EventKind.UNDO_FAILED] == [at]
+    await database.run(lambda tx: sql_saga.retry_stuck(tx, world.saga, view.id))
+    async with running(database, world, saga=failing_saga):
+        view = await wait_for_end(database, view.id)
+    assert view.state is SagaState.UNDONE, view
+    await database.run(world.check_undone)
+
+
+async def converges_when_struck_everywhere(database: Database, world: World, fail: str) -> None:
+    """The runner dies at every point there is, once each: around every event and every effect.
+
+    Here it is dropped without a word, with its lease let to expire; that a killed
+    process is no different is what test_crash is for.
+    """
+    saga = with_step(world.saga, fail, failing_late) if fail else world.saga
+    struck: set[tuple[str, str, str]] = set()
+
+    async def strike(point: str, saga_id: str, step: str, kind: str) -> None:
+        if (point, step, kind) in struck:
+            return
+        struck.add((point, step, kind))
+        await database.run(partial(_expire, saga_id=saga_id))
+        raise LostLease("struck by the test")
+
+    saga_id = await database.run(world.begin)
+    async with running(database, world, saga=saga, crash_points=strike):
+        view = await wait_for_end(database, saga_id, timeout_seconds=60)
+    assert view.state is (SagaState.UNDONE if fail else SagaState.DONE), view
+    assert_no_failed_undo(view)
+    assert len(struck) > 4 * len([e for e in view.events if e.kind is EventKind.STARTED])
+    await database.run(world.check_undone if fail else world.check_done)
+
+
+def _expire(tx: Connection, saga_id: str) -> None:
+    tx.execute(sa.update(sagas).where(sagas.c.id == saga_id).values(lease_until=0.0))
+
+
 def _truncate(tx: Connection, saga_id: str, keep: int) -> None:
-    import sqlalchemy as sa
-
-    from controlplane.store.saga_tables import saga_events, sagas
-
     tx.execute(
         sa.delete(saga_events).where(saga_events.c.saga_id == saga_id, saga_events.c.seq > keep)
     )
@@ -130,7 +201,7 @@ def _truncate(tx: Connection, saga_id: str, keep: int) -> None:
         sa.update(sagas)
         .where(sagas.c.id == saga_id)
         .values(
-            state="RUNNING",
+            state=fold(sql_saga.get(tx, saga_id).events).state.value,
             owner="",
             lease_until=0.0,
             wake_at=0.0,
@@ -142,8 +213,3 @@ def _truncate(tx: Connection, saga_id: str, keep: int) -> None:
 def assert_no_failed_undo(view: SagaView) -> None:
     """No undo has failed."""
     assert [e for e in view.events if e.kind is EventKind.UNDO_FAILED] == []
-
-
-def remote(saga: Saga) -> list[Step]:
-    """The remote steps."""
-    return [step for step in saga.steps if step.kind is StepKind.REMOTE]

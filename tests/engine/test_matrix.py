@@ -35,6 +35,20 @@ async def test_cancels(database: Database, step: str) -> None:
     await matrix.cancels(database, ToyWorld(), step)
 
 
+@pytest.mark.parametrize("step", ALL[:-1])
+async def test_a_failed_undo_is_stuck_until_retried(database: Database, step: str) -> None:
+    await matrix.stuck_until_retried(database, ToyWorld(), ALL[-1], step)
+
+
+@pytest.mark.parametrize("fail", ["", ALL[-1]], ids=["forward", "unwinding"])
+async def test_converges_when_struck_everywhere(database: Database, fail: str) -> None:
+    await matrix.converges_when_struck_everywhere(database, ToyWorld(polls=1), fail)
+
+
+async def test_resumes_from_any_shortened_way_back(database: Database) -> None:
+    await matrix.resumes_from_any_shortened_way_back(database, ToyWorld, "poll")
+
+
 @pytest.mark.parametrize("lost", range(1, 2 * len(ALL) + 1))
 async def test_resumes_from_a_shortened_log(database: Database, lost: int) -> None:
     await matrix.resumes_from_a_shortened_log(database, ToyWorld(), lost)

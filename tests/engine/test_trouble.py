@@ -15,7 +15,6 @@ from controlplane.saga.definition import (
     NotStuck,
     PastPivot,
     Saga,
-    Step,
     StepContext,
     StepKind,
     SubjectBusy,
@@ -28,7 +27,6 @@ from controlplane.store.engine import Database
 from tests.engine.harness import (
     QUICK,
     failing,
-    injected,
     kinds,
     running,
     wait_for_end,
@@ -38,38 +36,6 @@ from tests.engine.harness import (
 from tests.engine.toy import STEPS, ToyParams, ToyWorld
 
 REMOTE = [step.name for step in STEPS if step.kind is StepKind.REMOTE]
-
-
-def undo_failing(step: Step) -> Step:
-    """A step whose undo fails for good."""
-
-    async def fail(ctx: StepContext) -> None:
-        raise injected()
-
-    def fail_db(tx: Any, ctx: StepContext) -> None:
-        raise injected()
-
-    return dataclasses.replace(step, undo=fail if step.kind is StepKind.REMOTE else fail_db)
-
-
-@pytest.mark.parametrize("step", [step.name for step in STEPS[:-1]])
-async def test_a_failed_undo_is_stuck_until_retried(database: Database, step: str) -> None:
-    world = ToyWorld()
-    broken = with_step(with_step(world.saga, "start", failing), step, undo_failing)
-    saga_id = await database.run(world.begin)
-    async with running(database, world, saga=broken) as runner:
-        view = await wait_for_end(database, saga_id)
-        assert view.state is SagaState.STUCK
-        assert view.error is not None
-        assert view.error["reason"] == "TARGET_LACKS_SPACE"
-        assert runner.stats.stuck == 1
-        assert view.owner == ""
-    state = await database.run(lambda tx: sql_saga.retry_stuck(tx, world.saga, saga_id))
-    assert state is SagaState.UNWINDING
-    async with running(database, world):
-        view = await wait_for_end(database, saga_id)
-    assert view.state is SagaState.UNDONE
-    await database.run(world.check_undone)
 
 
 async def test_a_failure_past_the_pivot_is_stuck_and_goes_forward(database: Database) -> None:

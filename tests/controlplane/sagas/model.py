@@ -8,6 +8,7 @@ After every call the model checks that at most one host can start the machine
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,21 @@ class ModelHost:
         return left
 
 
+class Pause:
+    """Holds the first call of a step up on its way to the host.
+
+    Attributes:
+        step: The step.
+        begun: Set once the call is on its way.
+        go_on: Set by the test to let it arrive.
+        arrived: Set once it has.
+    """
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+        self.begun, self.go_on, self.arrived = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+
 class ModelFleet:
     """Implements `controlplane.sagas.resources.Hosts` over `ModelHost`s."""
 
@@ -75,6 +91,8 @@ class ModelFleet:
         self.copy_polls = 2
         self.copy_cuts = 0
         self.start_fails = False
+        self.pause: Pause | None = None
+        self.refused = 0
         self._polled = 0
         self._had_copies: list[ModelHost] = []
 
@@ -103,16 +121,26 @@ class ModelFleet:
         if target.gone:
             raise DroverError(Reason.HOST_GONE, f"hosts/{host} was declared gone.")
         if hasattr(request, "fence"):
+            await self._pause_if_asked(request.fence.step)
             self._admit(target, request.fence)
         answer = getattr(self, f"_{name}")(target, request)
         self._check_invariants(name)
         return answer
+
+    async def _pause_if_asked(self, step: str) -> None:
+        pause = self.pause
+        if pause is None or pause.step != step or pause.begun.is_set():
+            return
+        pause.begun.set()
+        await pause.go_on.wait()
+        pause.arrived.set()
 
     def _admit(self, host: ModelHost, fence: Any) -> None:
         assert fence.migration_id
         assert fence.step
         token = (fence.saga_seq, fence.generation)
         if token < host.highest:
+            self.refused += 1
             raise Transient(DroverError(Reason.STALE_GENERATION, f"{token} < {host.highest}"))
         host.highest = token
 

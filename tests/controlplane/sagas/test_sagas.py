@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,15 +13,15 @@ from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from controlplane.domain.model import Size
 from controlplane.domain.states import MigrationState
-from controlplane.saga.definition import Saga
+from controlplane.saga.definition import Saga, StepKind
 from controlplane.saga.log import SagaState
-from controlplane.sagas import ALL, MOVE
-from controlplane.store import claims, instances, migrations
+from controlplane.sagas import ALL, MOVE, REVERT
+from controlplane.store import claims, instances, migrations, sql_saga
 from controlplane.store.engine import Database
-from tests.controlplane.sagas.model import ModelHost
+from tests.controlplane.sagas.model import ModelHost, Pause
 from tests.controlplane.sagas.worlds import ConfirmWorld, MoveWorld, RevertWorld
 from tests.engine import matrix
-from tests.engine.harness import conduct
+from tests.engine.harness import QUICK, conduct, running, wait_for_end
 
 WORLDS = {"move": MoveWorld, "confirm": ConfirmWorld, "revert": RevertWorld}
 EVERY = [(saga.kind, step.name) for saga in ALL for step in saga.steps]
@@ -65,6 +67,72 @@ async def test_a_move_is_cancelled_at_every_step(database: Database, step: str) 
 )
 async def test_resumes_from_a_shortened_log(database: Database, kind: str, lost: int) -> None:
     await matrix.resumes_from_a_shortened_log(database, WORLDS[kind](), lost)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fail", "step"),
+    [("move", "start", step.name) for step in MOVE.steps[:-1] if step.undo is not None]
+    + [("revert", "switch_back", step.name) for step in REVERT.steps[:3]],
+)
+async def test_a_failed_undo_is_stuck_until_retried(
+    database: Database, kind: str, fail: str, step: str
+) -> None:
+    await matrix.stuck_until_retried(database, WORLDS[kind](), fail, step)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fail"),
+    [
+        ("move", ""),
+        ("move", "start"),
+        ("confirm", ""),
+        ("confirm", "verify_target"),
+        ("revert", ""),
+        ("revert", "unpark_source"),
+    ],
+)
+async def test_converges_when_struck_everywhere(database: Database, kind: str, fail: str) -> None:
+    await matrix.converges_when_struck_everywhere(database, WORLDS[kind](), fail)
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"), [("move", "build"), ("confirm", "verify_target"), ("revert", "unpark_source")]
+)
+async def test_resumes_from_any_shortened_way_back(
+    database: Database, kind: str, step: str
+) -> None:
+    await matrix.resumes_from_any_shortened_way_back(database, WORLDS[kind], step)
+
+
+FENCED = [
+    (saga.kind, step.name)
+    for saga in ALL
+    for step in saga.steps
+    if step.kind is StepKind.REMOTE and step.name != "verify_target"  # that one only looks
+]
+
+
+@pytest.mark.parametrize(("kind", "step"), FENCED)
+async def test_a_call_from_a_runner_paused_past_its_lease_is_refused(
+    database: Database, kind: str, step: str
+) -> None:
+    """The call is on its way when its runner is paused; another one finishes; then it arrives."""
+    world = WORLDS[kind]()
+    world.fleet.pause = pause = Pause(step)
+    config = dataclasses.replace(QUICK, lease_seconds=0.4)
+    saga_id = await database.run(world.begin)
+    async with running(database, world, config=config) as slow:
+        await asyncio.wait_for(pause.begun.wait(), 10)
+        for loop in slow._loops:
+            loop.cancel()
+        async with running(database, world):
+            view = await wait_for_end(database, saga_id)
+        assert view.state is SagaState.DONE
+        pause.go_on.set()
+        await asyncio.wait_for(pause.arrived.wait(), 10)
+    assert world.fleet.refused == 1
+    assert await database.run(lambda tx: sql_saga.get(tx, saga_id)) == view
+    await database.run(world.check_done)
 
 
 async def test_a_stopped_machine_stays_stopped_when_a_move_fails(database: Database) -> None:
