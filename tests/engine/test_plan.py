@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -175,19 +173,3 @@ def test_any_garbage_is_folded_or_refused(events: list[tuple[EventKind, str]]) -
     except IllegalTransition:
         return
     plan(toy(), status, cancel_requested=False)
-
-
-@pytest.mark.parametrize("log", sorted((Path(__file__).parent / "logs").glob("*.json")), ids=str)
-def test_logs_of_released_versions_replay(log: Path) -> None:
-    """Stored logs are read by later releases: they fold, and lead to the same plan."""
-    from controlplane.sagas import ALL
-
-    recorded = json.loads(log.read_text())
-    saga = next(s for s in ALL if (s.kind, s.version) == (recorded["kind"], recorded["version"]))
-    events = [
-        Event(seq=n, kind=EventKind(kind), step=step)
-        for n, (kind, step) in enumerate(recorded["events"], 1)
-    ]
-    for length, expected in enumerate(recorded["plans"]):
-        following = plan(saga, fold(events[:length]), cancel_requested=False)
-        assert [following.verb.value, following.step.name if following.step else ""] == expected
