@@ -11,10 +11,11 @@ import structlog
 from sqlalchemy import Connection
 
 from controlplane.saga.definition import Saga, Step, Token, decode, encode
-from controlplane.saga.log import EventKind, SagaState, SagaView, apply, fold
+from controlplane.saga.log import Event, EventKind, SagaState, SagaView, apply, fold
 from controlplane.saga.store import Lease, SagaStore, Transactions
 from controlplane.saga.testing import CrashPoints
 
+log = structlog.stdlib.get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -165,9 +166,19 @@ class Conduct:
     def _advance(self) -> None:
         """Take over what was written, now that it is committed."""
         self.view = self._pending
+        _tell(self.view.events[-1])
         self.attempt = max(1, self.view.attempt)
         self.cancel_requested = self.view.cancel_requested
         apply(self.status, self.view.events[-1])
+
+
+def _tell(event: Event) -> None:
+    trouble = event.error is not None
+    fields: dict[str, Any] = {"step": event.step} if event.step else {}
+    if event.error is not None:
+        fields |= {"reason": event.error.get("reason"), "error": event.error.get("message")}
+    words = event.kind.value.lower().replace("_", " ")
+    (log.warning if trouble else log.info)(words, generation=event.generation, **fields)
 
 
 @dataclass(frozen=True)
@@ -221,12 +232,6 @@ class Context:
     def resources(self) -> Any:
         """What the runner was built with."""
         return self.conduct.resources
-
-    @property
-    def log(self) -> structlog.stdlib.BoundLogger:
-        """A logger that carries saga, subject and step."""
-        logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(__name__)
-        return logger.bind(saga=self.saga_id, subject=self.subject, step=self.step)
 
     def output(self, step: str) -> Any:
         """Output of an earlier step, decoded."""

@@ -20,8 +20,6 @@ import msgspec
 from sqlalchemy import Connection
 
 if TYPE_CHECKING:
-    import structlog
-
     from controlplane.saga.log import Event, SagaView
 
 T = TypeVar("T")
@@ -137,11 +135,6 @@ class StepContext(Protocol):
         """What the runner was built with."""
         ...
 
-    @property
-    def log(self) -> structlog.stdlib.BoundLogger:
-        """A logger that carries saga, subject and step."""
-        ...
-
     def output(self, step: str) -> Any:
         """Output of an earlier step, decoded.
 
@@ -207,6 +200,8 @@ class Saga:
             domain rows what the event means.
         retrying: Called when a step will be tried again because its outcome is
             not known, with the number of the attempt and the error.
+        labels: What a saga is about: fields of every line that is logged while it
+            is conducted, as {"migration": id}.
     """
 
     kind: str
@@ -216,6 +211,7 @@ class Saga:
     pivot: str | None
     observe: Observer
     retrying: RetryObserver | None = None
+    labels: Callable[[SagaView], Mapping[str, str]] = lambda saga: {}
 
     def __post_init__(self) -> None:
         names = [step.name for step in self.steps]

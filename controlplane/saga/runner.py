@@ -219,6 +219,9 @@ class Runner:
             conduct = Conduct(
                 saga, view, lease, self._transactions, self._store, self._resources, self._crash
             )
+            structlog.contextvars.bind_contextvars(
+                saga=lease.saga_id, saga_kind=view.kind, **saga.labels(view)
+            )
             await self._follow(conduct, held)
         except LostLease:
             self.stats.lost_leases += 1
@@ -377,15 +380,17 @@ class Runner:
         self.stats.retries += 1
         attempt = conduct.attempt
         pause = self.config.backoff(attempt)
+        why = failure(error.error if isinstance(error, Transient) else error)
+        host = why.get("metadata", {}).get("host")
         log.info(
             "step will be tried again",
-            saga=conduct.view.id,
             step=step.name,
             attempt=attempt,
             pause_seconds=round(pause, 1),
-            error=str(error),
+            reason=why["reason"],
+            error=why["message"],
+            **({"host": host} if host else {}),
         )
-        why = failure(error.error if isinstance(error, Transient) else error)
         await conduct.release_for_retry(step, pause, why)
 
 

@@ -24,7 +24,15 @@ from controlplane.domain.states import MigrationState, TaskState
 from controlplane.saga.definition import Saga, Step, StepContext, StepKind
 from controlplane.saga.log import SagaView
 from controlplane.sagas.common import MigrationParams, Move, gone
-from controlplane.sagas.projection import Endings, Phase, failure_of, note_retry, project, settle
+from controlplane.sagas.projection import (
+    Endings,
+    Phase,
+    failure_of,
+    labels,
+    note_retry,
+    project,
+    settle,
+)
 from controlplane.store import claims, instances, migrations
 from hostd.v1 import host_service_pb2 as hostd
 
@@ -131,4 +139,5 @@ SAGA = Saga(
     pivot="discard_source",
     observe=project(KIND, PHASES, Endings(done=be_confirmed, undone=wait_again)),
     retrying=note_retry,
+    labels=labels,
 )

@@ -45,7 +45,15 @@ from controlplane.saga.log import SagaView
 from controlplane.sagas.common import MigrationParams
 from controlplane.sagas.copying import cancel_copy, copy
 from controlplane.sagas.payloads import Copied, Parked, Prepared, Stopped
-from controlplane.sagas.projection import Endings, Phase, failure_of, note_retry, project, settle
+from controlplane.sagas.projection import (
+    Endings,
+    Phase,
+    failure_of,
+    labels,
+    note_retry,
+    project,
+    settle,
+)
 from controlplane.sagas.source import park, restore_power, stop, unpark
 from controlplane.sagas.target import (
     build,
@@ -231,4 +239,5 @@ SAGA = Saga(
     pivot=None,
     observe=project(KIND, PHASES, Endings(done=come_to_rest, undone=fall_back)),
     retrying=note_retry,
+    labels=labels,
 )

@@ -80,6 +80,14 @@ def project(kind: str, phases: Mapping[str, Phase], endings: Endings) -> Observe
     return observe
 
 
+def labels(saga: SagaView) -> Mapping[str, str]:
+    """The fields by which log lines of a move are found."""
+    return {
+        "migration": saga.params["migration_id"],
+        "instance": saga.subject.removeprefix("instances/"),
+    }
+
+
 def note_retry(
     tx: Connection, saga: SagaView, step: Step, attempt: int, error: Mapping[str, Any]
 ) -> None:

@@ -33,7 +33,7 @@ from controlplane.saga.log import SagaView
 from controlplane.sagas.common import MigrationParams, Move, gone
 from controlplane.sagas.confirm import forget, wait_again
 from controlplane.sagas.move import switch_owner, switch_owner_back
-from controlplane.sagas.projection import Endings, Phase, note_retry, project, settle
+from controlplane.sagas.projection import Endings, Phase, labels, note_retry, project, settle
 from controlplane.sagas.source import park, unpark
 from controlplane.sagas.target import ensure_target_absent, target_size, undefine_on_target
 from controlplane.store import claims, migrations
@@ -175,4 +175,5 @@ SAGA = Saga(
     pivot="start_source",
     observe=project(KIND, PHASES, Endings(done=be_reverted, undone=wait_again)),
     retrying=note_retry,
+    labels=labels,
 )

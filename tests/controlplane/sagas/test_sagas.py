@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Connection
+from structlog.contextvars import merge_contextvars
+from structlog.testing import capture_logs
 
-from controlplane.common.errors import DroverError
+from controlplane.common.errors import DroverError, Transient
 from controlplane.common.reasons import Reason
 from controlplane.domain.model import Size
 from controlplane.domain.states import MigrationState
@@ -21,7 +23,7 @@ from controlplane.store.engine import Database
 from tests.controlplane.sagas.model import ModelHost, Pause
 from tests.controlplane.sagas.worlds import ConfirmWorld, MoveWorld, RevertWorld
 from tests.engine import matrix
-from tests.engine.harness import QUICK, conduct, running, wait_for_end
+from tests.engine.harness import QUICK, conduct, failing, running, wait_for_end, with_step
 
 WORLDS = {"move": MoveWorld, "confirm": ConfirmWorld, "revert": RevertWorld}
 EVERY = [(saga.kind, step.name) for saga in ALL for step in saga.steps]
@@ -218,6 +220,39 @@ async def test_history_tells_the_whole_story(database: Database) -> None:
     assert row.running_time is not None
     assert row.running_time >= row.stop_time
     assert [r.volume_id for r in row.receipts] == ["vda", "baggage"]
+
+
+async def test_log_lines_say_what_they_are_about(database: Database) -> None:
+    world = MoveWorld()
+    original = world.fleet._EnsureParked
+
+    def silent(host: ModelHost, request: Any) -> Any:
+        world.fleet._EnsureParked = original  # type: ignore[method-assign]
+        raise Transient(
+            DroverError(Reason.HOST_UNREACHABLE, "No answer.", metadata={"host": host.name})
+        )
+
+    world.fleet._EnsureParked = silent  # type: ignore[method-assign]
+    saga = with_step(world.saga, "copy", failing)
+    with capture_logs(processors=[merge_contextvars]) as lines:
+        view = await conduct(database, world, saga=saga)
+    about = {"saga": view.id, "saga_kind": "move", "migration": world.migration_id}
+    told = [
+        (line["event"], line.get("step", ""), line["log_level"])
+        for line in lines
+        if about.items() <= line.items() and line["instance"] == world.domain.uuid
+    ]
+    assert ("started", "admit", "info") in told
+    assert ("failed", "copy", "warning") in told
+    assert ("undo finished", "park", "info") in told
+    assert told[-1][:2] == ("undone", "")
+    retried = next(line for line in lines if line["event"] == "step will be tried again")
+    assert (retried["host"], retried["step"], retried["migration"]) == (
+        "a",
+        "park",
+        world.migration_id,
+    )
+    assert len(lines) == len(view.events) + 1
 
 
 @pytest.mark.parametrize("saga", ALL, ids=lambda saga: saga.kind)
