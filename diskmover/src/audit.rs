@@ -62,6 +62,14 @@ impl Expected {
     }
 }
 
+/// What the ledger says of all segments.
+pub fn all(ledger: &Ledger) -> Vec<Expected> {
+    let segments = 0..ledger.segments();
+    segments
+        .filter_map(|segment| Expected::of(ledger, segment))
+        .collect()
+}
+
 /// Segments that do not hold what they should, or cannot be read; in parallel.
 /// `go_on` is asked now and then; None when it denied.
 pub fn failing(

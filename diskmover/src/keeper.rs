@@ -19,6 +19,7 @@ use crate::frame::{Header, Kind};
 use crate::guard;
 use crate::link::Link;
 use crate::messages::{Open, Receipt};
+use crate::opening;
 use crate::pool::lock;
 use crate::session::{Phase, Session, TICK};
 use crate::target::{Opened, Target};
@@ -55,7 +56,7 @@ pub fn run(session: &Arc<Session>) {
 }
 
 struct Keeper<'a> {
-    session: &'a Session,
+    session: &'a Arc<Session>,
     /// Wire bytes of the volumes whose digests agree.
     verified: Vec<Option<u64>>,
     synced: Instant,
@@ -120,12 +121,8 @@ impl Keeper<'_> {
             self.start_over(volume, &order.link)?;
         }
         if lock(&self.session.receipts)[volume].is_none() && self.targets()[volume].is_none() {
-            let said = Mutex::new(Instant::now());
-            let go_on = || {
-                self.session.sign_of_life(&order.link, &mut lock(&said));
-                !self.session.stopping()
-            };
-            let opened = Target::open(spec, &self.session.tag, open.identity, &go_on);
+            let alive = self.alive(&order.link);
+            let opened = opening::open(spec, &self.session.tag, open.identity, &alive);
             match opened.map_err(about)? {
                 Opened::Published(mut receipt) => {
                     receipt.volume.clone_from(&spec.volume);
@@ -152,6 +149,17 @@ impl Keeper<'_> {
         self.verified[volume] = None;
         self.set_target(volume, None);
         Ok(())
+    }
+
+    /// Tells the sender that we live, whenever it is called; false when the
+    /// session ends.
+    fn alive(&self, link: &Arc<Link>) -> impl Fn() -> bool + Sync {
+        let (session, link) = (Arc::clone(self.session), Arc::clone(link));
+        let said = Mutex::new(Instant::now());
+        move || {
+            session.sign_of_life(&link, &mut lock(&said));
+            !session.stopping()
+        }
     }
 
     /// Tells what is there; a connection that breaks meanwhile asks again.
@@ -198,6 +206,7 @@ impl Keeper<'_> {
             return Err(self.session.broken(&order.link, what));
         }
         target.verify(&root)?;
+        target.prove(&self.alive(&order.link))?;
         self.verified[volume] = Some(wire);
         drop(target);
         let published = lock(&self.session.receipts).clone();

@@ -13,6 +13,7 @@ pub mod audit;
 pub mod base;
 pub mod beneath;
 pub mod codec;
+pub mod device;
 pub mod digest;
 pub mod dirt;
 pub mod effort;
@@ -29,6 +30,7 @@ pub mod listener;
 pub mod local;
 pub mod medium;
 pub mod messages;
+pub mod opening;
 pub mod plan;
 pub mod pool;
 #[cfg(test)]

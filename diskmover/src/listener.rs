@@ -21,7 +21,7 @@ use crate::messages::{self, Hello, Keys, VERSION};
 use crate::pool::lock;
 use crate::progress::Progress;
 use crate::session::{MAX_VOLUMES, Opening, Phase, Session};
-use crate::target::{TargetSpec, Trust};
+use crate::target::{Care, TargetSpec};
 use crate::tls::TlsFiles;
 
 /// Keys that are remembered to name a replay.
@@ -356,7 +356,7 @@ impl Shared {
             mode: 0o600,
             uid: None,
             gid: None,
-            trust: Trust::default(),
+            care: Care::default(),
         };
         self.forget_idle();
         self.register(Opening {

@@ -175,3 +175,129 @@ fn refuses(error: &io::Error) -> bool {
     let errno = error.raw_os_error();
     matches!(errno, Some(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+
+    const SIZE: u64 = 1 << 20;
+    const EDGE: u64 = 8192;
+
+    /// Bytes that this thread has written by system calls.
+    fn written() -> u64 {
+        let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+        let line = io.lines().find(|line| line.starts_with("wchar")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+
+    /// A file that holds data except in its second quarter.
+    fn file(path: &Path, allocate: bool) -> File {
+        let file = File::options()
+            .create(true)
+            .truncate(true)
+            .read(true)
+            .write(true)
+            .open(path)
+            .unwrap();
+        file.set_len(SIZE).unwrap();
+        if allocate {
+            rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, SIZE).unwrap();
+        }
+        fill(&file);
+        file.sync_all().unwrap();
+        file
+    }
+
+    fn fill(file: &File) {
+        use std::os::unix::fs::FileExt;
+        let data = vec![7; SIZE as usize / 4];
+        for quarter in [0, 2, 3] {
+            file.write_all_at(&data, quarter * SIZE / 4).unwrap();
+        }
+    }
+
+    /// Zeroes all but the edges; returns what was written for it.
+    fn zero(file: &File) -> u64 {
+        let medium = Medium::new(file.try_clone().unwrap(), None, false).unwrap();
+        let before = written();
+        medium.zero(EDGE, SIZE - 2 * EDGE).unwrap();
+        let written = written() - before;
+        medium.sync().unwrap();
+        let mut found = vec![1; SIZE as usize];
+        medium.read(0, SIZE as usize, &mut found).unwrap();
+        let (start, end) = (EDGE as usize, (SIZE - EDGE) as usize);
+        assert!(digest::is_zero(&found[start..end]), "not zero");
+        assert!(found[start - 1] == 7 && found[end] == 7, "more than asked");
+        written
+    }
+
+    fn allocated(file: &File) -> u64 {
+        file.metadata().unwrap().blocks() * 512
+    }
+
+    #[test]
+    fn a_sparse_file_gives_the_space_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = file(&dir.path().join("f"), false);
+        assert_eq!(zero(&file), 0, "zeros were written");
+        assert!(allocated(&file) <= 4 * EDGE);
+    }
+
+    #[test]
+    fn a_preallocated_file_keeps_its_space() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = file(&dir.path().join("f"), true);
+        zero(&file);
+        assert!(allocated(&file) >= SIZE);
+    }
+
+    #[test]
+    fn a_preallocated_file_keeps_its_space_where_the_file_system_has_no_such_call() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap(); // tmpfs cannot ZERO_RANGE
+        let file = file(&dir.path().join("f"), true);
+        zero(&file);
+        assert!(allocated(&file) >= SIZE);
+    }
+
+    /// Something that is undone at the end.
+    struct Undo(&'static str, std::path::PathBuf);
+
+    impl Drop for Undo {
+        fn drop(&mut self) {
+            let mut words = self.0.split(' ');
+            let mut command = std::process::Command::new(words.next().unwrap());
+            let _ = command.args(words).arg(&self.1).status();
+        }
+    }
+
+    #[test]
+    fn a_device_that_cannot_zero_is_written_only_where_it_is_not_zero() {
+        // ramfs cannot punch, so the loop device above it cannot either.
+        let dir = tempfile::tempdir().unwrap();
+        let run = |command: &str, path: &Path| {
+            let mut words = command.split(' ');
+            let mut command = std::process::Command::new(words.next().unwrap());
+            let output = command.args(words).arg(path).output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            String::from_utf8(output.stdout).unwrap().trim().to_owned()
+        };
+        run("mount -t ramfs none", dir.path());
+        let _mount = Undo("umount", dir.path().into());
+        let backing = dir.path().join("f");
+        drop(file(&backing, false));
+        let device = run("losetup --find --show", &backing);
+        let _loop = Undo("losetup -d", device.clone().into());
+        let device = File::options()
+            .read(true)
+            .write(true)
+            .open(&device)
+            .unwrap();
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let refused = rustix::fs::fallocate(&device, flags, 0, SIZE);
+        assert!(refused.is_err(), "this device can zero: nothing is tested");
+        let data = SIZE - SIZE / 4 - 2 * EDGE;
+        assert_eq!(zero(&device), data, "zeros were written over zeros");
+    }
+}

@@ -146,9 +146,10 @@ mod tests {
     use super::*;
     use crate::digest::{self, BLOCK, CHUNK, Hash};
     use crate::error::Code;
+    use crate::opening;
     use crate::source::Identity;
     use crate::sys::AlignedBuf;
-    use crate::target::{Opened, Target, TargetSpec, Trust};
+    use crate::target::{Care, Opened, Target, TargetSpec, Trust};
 
     const SEGMENT: u64 = digest::SEGMENT_CHUNKS * CHUNK;
     const SEGMENTS: u64 = 8;
@@ -186,10 +187,13 @@ mod tests {
                 mode: 0o600,
                 uid: None,
                 gid: None,
-                trust: self.trust,
+                care: Care {
+                    trust: self.trust,
+                    ..Care::default()
+                },
             };
             connect(Some(Arc::clone(&self.grid)));
-            let opened = Target::open(&spec, "t", identity, &|| true);
+            let opened = opening::open(&spec, "t", identity, &|| true);
             connect(None);
             opened.map(|opened| match opened {
                 Opened::Receiving(target) => target,

@@ -18,9 +18,10 @@ use crate::beneath::{self, Names};
 use crate::digest;
 use crate::error::{Code, MoverError, Result};
 use crate::messages::Receipt;
+use crate::opening;
 use crate::receipt;
 use crate::sys;
-use crate::target::{self, TargetSpec};
+use crate::target::TargetSpec;
 
 /// Fails when something stands under the final name.
 pub fn refuse_existing(names: &Names) -> Result<()> {
@@ -75,7 +76,7 @@ pub fn reserve(root: &Path, name: &str, tag: &str, size: u64, allocate: bool) ->
     }
     refuse_existing(&names)?;
     let existed = receipt::file_id(&names, &names.part)?.is_some();
-    let part = target::open_part(&names)?;
+    let part = opening::open_part(&names)?;
     let result = fill_reservation(&part, size, allocate)
         .map_err(|e| names.failed("cannot reserve space for", &names.part, e));
     if result.is_err() && !existed {

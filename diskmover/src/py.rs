@@ -22,7 +22,7 @@ use crate::progress;
 use crate::publish;
 use crate::push;
 use crate::session::{Opening, Phase};
-use crate::target::{TargetSpec, Trust};
+use crate::target::{Care, TargetSpec};
 use crate::tls::TlsFiles;
 use crate::{error, local};
 
@@ -171,7 +171,7 @@ impl Receiver {
             mode,
             uid,
             gid,
-            trust: Trust::default(),
+            care: Care::default(),
         };
         let volumes = volumes.into_iter().map(spec).collect();
         let opening = Opening {

@@ -1,29 +1,27 @@
 //! A part under construction: chunks in any order, durable step by step.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom};
-use rustix::io::Errno;
-
-use crate::audit::{self, Expected};
+use crate::audit;
 use crate::base::{self, Mask};
-use crate::beneath::{self, Names};
+use crate::beneath::Names;
+use crate::device;
 use crate::digest::{self, BLOCK, Bitmap, CHUNK, Hash, SEGMENT_CHUNKS};
 use crate::entry::{self, Entry};
 use crate::error::{Code, MoverError, Result};
-use crate::journal::{Journal, Subject};
+use crate::journal::Journal;
 use crate::ledger::Ledger;
 use crate::medium::Medium;
 use crate::messages::Receipt;
+use crate::opening::Known;
 use crate::pool::lock;
 use crate::publish;
-use crate::receipt;
+use crate::receipt::FileId;
 use crate::source::Identity;
-use crate::sys::{self, ALIGN};
+use crate::sys::ALIGN;
 
 /// A volume that may be received, and where to.
 #[derive(Clone, Debug)]
@@ -42,8 +40,33 @@ pub struct TargetSpec {
     pub uid: Option<u32>,
     /// Group when published.
     pub gid: Option<u32>,
+    /// Where and how carefully it is placed.
+    pub care: Care,
+}
+
+/// Where and how carefully a volume is placed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Care {
+    /// What the name stands for.
+    pub place: Place,
     /// What is believed of an earlier attempt.
     pub trust: Trust,
+    /// What is proven before it is published.
+    pub proof: Proof,
+}
+
+/// What the name of a target stands for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Place {
+    /// A file that is not there yet.
+    #[default]
+    File,
+    /// A block device, which is overwritten. Nothing can be kept beside it, so
+    /// journal and receipt go to the directory `state`.
+    Device {
+        /// Where journal and receipt are kept.
+        state: PathBuf,
+    },
 }
 
 /// How far a journal is believed when a copy goes on.
@@ -54,6 +77,16 @@ pub enum Trust {
     Normal,
     /// All is read back and hashed.
     Paranoid,
+}
+
+/// What is proven before a target is published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Proof {
+    /// That what was handed to the system is what the sender read.
+    #[default]
+    Written,
+    /// That the medium gives it back, too.
+    Readback,
 }
 
 /// What opening a target found.
@@ -71,7 +104,7 @@ struct Book {
 }
 
 /// Where older content is.
-enum Base {
+pub enum Base {
     /// In the part itself: an earlier attempt of another source, or a newer one.
     Part,
 }
@@ -89,6 +122,7 @@ pub enum Taken {
 pub struct Target {
     spec: TargetSpec,
     names: Names,
+    id: FileId,
     medium: Medium,
     base: Option<Base>,
     /// The source that it is a copy of.
@@ -100,75 +134,28 @@ pub struct Target {
 }
 
 impl Target {
-    /// Opens the target of a source with this identity; resumes if it can.
-    ///
-    /// Reading back can take long: `go_on` is called meanwhile, and ends it.
-    pub fn open(
+    /// A target of a site that was opened, and what is known of it.
+    pub fn new(
         spec: &TargetSpec,
-        tag: &str,
+        names: Names,
+        id: FileId,
         identity: Identity,
-        go_on: &(dyn Fn() -> bool + Sync),
-    ) -> Result<Opened> {
-        let names = Names::open(&spec.root, &spec.name, tag)?;
-        if let Some(found) = receipt::published(&names)? {
-            // Killed between publishing and tidying up.
-            names.remove(&names.journal)?;
-            names.remove(&names.part)?;
-            return Ok(Opened::Published(found));
-        }
-        publish::refuse_existing(&names)?;
-        let part = open_part(&names)?;
-        // The lock is held: the name and the open file stay the same one.
-        let Some(part_id) = receipt::file_id(&names, &names.part)? else {
-            return Err(names.failed("cannot stat", &names.part, Errno::NOENT));
-        };
-        let tag = *blake3::hash(tag.as_bytes()).as_bytes();
-        let subject = Subject {
-            identity,
-            tag,
-            part: part_id,
-        };
-        let found = if has_size(&part, identity.size) {
-            Journal::load(&names, &subject)?
-        } else {
-            None
-        };
-        let unsized_ = |e| names.failed("cannot size", &names.part, e);
-        let blank = is_blank(&part, identity.size).map_err(unsized_)?;
-        let mut base = None;
-        let (mut journal, mut ledger, recent) = match found {
-            Some(found) => (found.journal, found.ledger, found.recent),
-            None => {
-                rustix::fs::ftruncate(&part, identity.size).map_err(unsized_)?;
-                base = (!blank).then_some(Base::Part);
-                let journal = Journal::create(&names, &subject)?;
-                (journal, Ledger::new(identity.size), Vec::new())
-            }
-        };
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::DIRECT;
-        let direct = beneath::open(&names.dir, &names.part, flags, Mode::empty()).ok();
-        let direct =
-            direct.filter(|fd| rustix::fs::fstat(fd).is_ok_and(|s| s.st_ino == part_id.inode));
-        let unmeasured = |e| MoverError::target_io("cannot measure a part", &e);
-        let medium = Medium::new(part, direct.map(File::from), blank).map_err(unmeasured)?;
-        let suspects = match spec.trust {
-            Trust::Normal => recent,
-            Trust::Paranoid => (0..ledger.segments()).collect(),
-        };
-        distrust(&medium, &mut ledger, &mut journal, &suspects, go_on)?;
-        Ok(Opened::Receiving(Box::new(Target {
+        known: Known,
+    ) -> Target {
+        Target {
             spec: spec.clone(),
-            medium,
-            base,
+            names,
+            id,
+            medium: known.medium,
+            base: known.base,
             identity,
-            resumed: ledger.done_bytes(),
+            resumed: known.ledger.done_bytes(),
             book: Mutex::new(Book {
-                ledger,
+                ledger: known.ledger,
                 pending: BTreeMap::new(),
             }),
-            journal: Mutex::new(journal),
-            names,
-        })))
+            journal: Mutex::new(known.journal),
+        }
     }
 
     /// Bytes placed so far.
@@ -427,6 +414,37 @@ impl Target {
         Ok(())
     }
 
+    /// Reads all of it back and compares it with what was placed, if that is wanted.
+    ///
+    /// What the medium does not give back is missing from then on.
+    pub fn prove(&self, go_on: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+        if self.spec.care.proof == Proof::Written {
+            return Ok(());
+        }
+        let bad = {
+            let expected = audit::all(&lock(&self.book).ledger);
+            audit::failing(&self.medium, &expected, go_on)
+        };
+        let Some(bad) = bad else {
+            let text = "the session ended while the target was read back";
+            return Err(self.about(MoverError::new(Code::SessionClosed, text)));
+        };
+        let Some(first) = bad.first() else {
+            return Ok(());
+        };
+        let noted = lock(&self.journal).forget(&bad);
+        noted.map_err(|e| self.failed("cannot write the journal of", &e))?;
+        let mut book = lock(&self.book);
+        bad.iter().for_each(|segment| book.ledger.forget(*segment));
+        let text = format!(
+            "{} does not give back what was written to it, in {} of its 64 MiB segments; nothing was published. Check the device; the next attempt writes them again",
+            self.names.shown,
+            bad.len()
+        );
+        let offset = *first as u64 * SEGMENT_CHUNKS * CHUNK;
+        Err(self.about(MoverError::new(Code::TargetIo, text).at(offset)))
+    }
+
     /// Gives the verified part its final name.
     pub fn publish(&self, wire: u64) -> Result<Receipt> {
         let receipt = {
@@ -439,8 +457,12 @@ impl Target {
                 root: book.ledger.root().unwrap_or_default(),
             }
         };
-        publish::publish(&self.names, self.medium.file(), &self.spec, &receipt)
-            .map_err(|e| e.in_volume(&self.spec.volume))?;
+        let file = self.medium.file();
+        let published = match self.spec.care.place {
+            Place::File => publish::publish(&self.names, file, &self.spec, &receipt),
+            Place::Device { .. } => device::publish(&self.names, file, self.id, &receipt),
+        };
+        published.map_err(|e| e.in_volume(&self.spec.volume))?;
         Ok(receipt)
     }
 
@@ -469,78 +491,6 @@ impl Target {
 
     fn about(&self, error: MoverError) -> MoverError {
         error.at_receiver().in_volume(&self.spec.volume)
-    }
-}
-
-/// Takes back what the suspected segments do not hold.
-fn distrust(
-    medium: &Medium,
-    ledger: &mut Ledger,
-    journal: &mut Journal,
-    suspects: &[usize],
-    go_on: &(dyn Fn() -> bool + Sync),
-) -> Result<()> {
-    let expected: Vec<Expected> = suspects
-        .iter()
-        .filter_map(|segment| Expected::of(ledger, *segment))
-        .collect();
-    let Some(bad) = audit::failing(medium, &expected, go_on) else {
-        let text = "the session ended while what an earlier one placed was read back";
-        return Err(MoverError::new(Code::SessionClosed, text).at_receiver());
-    };
-    if bad.is_empty() {
-        return Ok(());
-    }
-    let noted = journal.forget(&bad);
-    noted.map_err(|e| MoverError::target_io("cannot write a journal", &e))?;
-    bad.into_iter().for_each(|segment| ledger.forget(segment));
-    Ok(())
-}
-
-/// Opens or creates the part, locked; refuses what is not a plain file of ours.
-pub fn open_part(names: &Names) -> Result<File> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    for _ in 0..3 {
-        let fd = beneath::open(&names.dir, &names.part, flags, Mode::from_raw_mode(0o600))
-            .map_err(|e| match e {
-                Errno::LOOP | Errno::XDEV => beneath::refused(&names.part, e),
-                e => names.failed("cannot open", &names.part, e),
-            })?;
-        let failed = |e: Errno| names.failed("cannot stat", &names.part, e);
-        let locked = sys::try_lock(&fd)
-            .map_err(|e| failed(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
-        if !locked {
-            let text = format!("another session writes the target {:?}", names.shown);
-            return Err(MoverError::new(Code::TargetBusy, text).at_receiver());
-        }
-        let stat = rustix::fs::fstat(&fd).map_err(failed)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink > 1 {
-            let text = format!("{} is not a plain file with one name", names.part);
-            return Err(MoverError::new(Code::TargetPath, text).at_receiver());
-        }
-        // The lock may have come when the last holder published or removed it.
-        match rustix::fs::statat(&names.dir, &names.part, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(named) if named.st_ino == stat.st_ino && stat.st_nlink == 1 => {
-                return Ok(File::from(fd));
-            }
-            Ok(_) | Err(Errno::NOENT) => {}
-            Err(e) => return Err(failed(e)),
-        }
-    }
-    let text = format!("{} changes all the time", names.part);
-    Err(MoverError::new(Code::TargetBusy, text).at_receiver())
-}
-
-fn has_size(part: &File, size: u64) -> bool {
-    rustix::fs::fstat(part).is_ok_and(|stat| stat.st_size as u64 == size)
-}
-
-/// Whether a part reads as zero when it is given this size.
-fn is_blank(part: &File, size: u64) -> rustix::io::Result<bool> {
-    match rustix::fs::seek(part, SeekFrom::Data(0)) {
-        Ok(data) => Ok(data >= size),
-        Err(Errno::NXIO) => Ok(true),
-        Err(e) => Err(e),
     }
 }
 

@@ -4,9 +4,11 @@
 
 mod access;
 mod copies;
+mod devices;
 mod hostile_receiver;
 mod hostile_sender;
 mod passes;
 mod peer;
 mod pki;
+mod proof;
 mod rig;

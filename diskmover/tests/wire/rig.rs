@@ -1,6 +1,6 @@
 //! A receiver in this process, a directory to receive into, and sources.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use diskmover::listener::{Limits, Receiver};
 use diskmover::messages::Receipt;
 use diskmover::push::{Job, Push};
 use diskmover::session::{Opening, Phase};
-use diskmover::target::{TargetSpec, Trust};
+use diskmover::target::{Care, TargetSpec};
 use tempfile::TempDir;
 
 use crate::pki::{Pki, uri};
@@ -32,6 +32,10 @@ pub struct Rig {
     dir: TempDir,
     /// Key of the session that was opened last: none works twice.
     key: Cell<[u8; 32]>,
+    /// How targets are placed.
+    pub care: RefCell<Care>,
+    /// Where targets are.
+    pub targets: RefCell<PathBuf>,
 }
 
 pub fn limits() -> Limits {
@@ -58,8 +62,10 @@ impl Rig {
             pki,
             foreign: Pki::new(),
             receiver,
-            dir,
             key: Cell::new(KEY),
+            care: RefCell::default(),
+            targets: RefCell::new(dir.path().join("in")),
+            dir,
         }
     }
 
@@ -102,13 +108,13 @@ impl Rig {
         self.key.set(*blake3::hash(&self.key.get()).as_bytes());
         let spec = |(name, size): &(&str, u64)| TargetSpec {
             volume: (*name).to_owned(),
-            root: self.root(),
+            root: self.targets.borrow().clone(),
             name: (*name).to_owned(),
             size: Some(*size),
             mode: 0o640,
             uid: None,
             gid: None,
-            trust: Trust::Normal,
+            care: self.care.borrow().clone(),
         };
         self.receiver.open_session(Opening {
             id: id.to_owned(),

@@ -1,0 +1,121 @@
+//! A block device as a target: held exclusively, and written in place.
+//!
+//! There is nothing to rename and no room for notes, so journal and receipt lie in
+//! a directory of the caller's. What stands on the device serves as a base: a
+//! second copy to the same device sends what has changed.
+
+use std::fs::File;
+use std::path::Path;
+
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use crate::beneath::{self, Names};
+use crate::error::{Code, MoverError, Result};
+use crate::messages::Receipt;
+use crate::opening::{Found, Site};
+use crate::receipt::{self, FileId};
+use crate::target::TargetSpec;
+
+/// Opens a device for this copy alone; refuses one that is in use or too small.
+pub fn find(spec: &TargetSpec, state: &Path, tag: &str, size: u64) -> Result<Found> {
+    beneath::check_name(&spec.name)?;
+    let mut names = Names::open(state, &flat(&spec.name), tag)?;
+    names.shown.clone_from(&spec.name);
+    let root = beneath::open_root(&spec.root)?;
+    let open = |more| {
+        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | more;
+        beneath::open(&root, &spec.name, flags, Mode::empty()).map(File::from)
+    };
+    let look = beneath::open(&root, &spec.name, OFlags::PATH, Mode::empty());
+    let look = look.map_err(|e| beneath::refused(&spec.name, e))?;
+    let stat = rustix::fs::fstat(&look).map_err(|e| cannot(spec, "stat", e))?;
+    if FileType::from_raw_mode(stat.st_mode) != FileType::BlockDevice {
+        let text = format!("the target {:?} is not a block device", spec.name);
+        return Err(MoverError::new(Code::TargetPath, text).at_receiver());
+    }
+    let id = device_id(stat.st_rdev);
+    if let Some((found, of)) = receipt::read(&names)? {
+        if of == id {
+            names.remove(&names.journal)?;
+            return Ok(Found::Published(found));
+        }
+        let text = format!(
+            "this copy has written a device {:?} before, and it may not be this one; discard the copy to write it again",
+            spec.name
+        );
+        return Err(MoverError::new(Code::TargetExists, text).at_receiver());
+    }
+    let file = open(OFlags::EXCL).map_err(|e| match e {
+        Errno::BUSY => {
+            let text = format!(
+                "the device {:?} is in use: mounted, part of an LVM or md device, or written by another copy",
+                spec.name
+            );
+            MoverError::new(Code::TargetBusy, text).at_receiver()
+        }
+        e => cannot(spec, "open", e),
+    })?;
+    let opened = rustix::fs::fstat(&file).map_err(|e| cannot(spec, "stat", e))?;
+    if opened.st_rdev != stat.st_rdev {
+        let text = format!("the device {:?} was replaced meanwhile", spec.name);
+        return Err(MoverError::new(Code::TargetPath, text).at_receiver());
+    }
+    let room = rustix::fs::seek(&file, SeekFrom::End(0)).map_err(|e| cannot(spec, "measure", e))?;
+    if room < size {
+        let text = format!(
+            "the device {:?} has {room} bytes, and the volume {size}; make it larger",
+            spec.name
+        );
+        return Err(MoverError::new(Code::NoSpace, text).at_receiver());
+    }
+    Ok(Found::Open(Site {
+        names,
+        id,
+        direct: open(OFlags::DIRECT).ok(),
+        file,
+        blank: false,
+        sized: true,
+        is_device: true,
+    }))
+}
+
+/// Notes, durably, that the device holds the volume.
+pub fn publish(names: &Names, device: &File, id: FileId, proof: &Receipt) -> Result<()> {
+    rustix::fs::fsync(device).map_err(|e| names.failed("cannot make durable", &names.base, e))?;
+    receipt::write(names, proof, id)?;
+    names.remove(&names.journal)?;
+    names.sync_dir()
+}
+
+/// Makes sure that a copy has left no journal and no receipt in `state`. What it
+/// wrote to the device stays.
+pub fn discard(state: &Path, name: &str, tag: &str) -> Result<()> {
+    crate::publish::discard(state, &flat(name), tag)
+}
+
+/// A name for files about a device.
+fn flat(name: &str) -> String {
+    name.replace('/', "!")
+}
+
+/// Which device this is, for as long as the machine runs.
+fn device_id(number: u64) -> FileId {
+    let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+    let sequence = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/diskseq"));
+    FileId {
+        inode: number,
+        // Counts every disk that appears, and so tells two of one name apart.
+        born_ns: sequence
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(0),
+    }
+}
+
+fn cannot(spec: &TargetSpec, what: &str, error: Errno) -> MoverError {
+    MoverError::target_io(
+        &format!("cannot {what} the device {:?}", spec.name),
+        &error.into(),
+    )
+}

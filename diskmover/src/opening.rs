@@ -1,0 +1,224 @@
+//! Opening a target: what is there already, and what of it can be believed.
+//!
+//! ```text
+//! published before        -> the receipt answers
+//! a journal of this copy  -> what it noted is there; the last of it is read back
+//! anything else           -> a base: compared with the source, chunk by chunk
+//! nothing                 -> a blank part
+//! ```
+
+use std::fs::File;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use crate::audit::{self, Expected};
+use crate::beneath::{self, Names};
+use crate::device;
+use crate::error::{Code, MoverError, Result};
+use crate::journal::{Journal, Subject};
+use crate::ledger::Ledger;
+use crate::medium::Medium;
+use crate::messages::Receipt;
+use crate::publish;
+use crate::receipt::{self, FileId};
+use crate::source::Identity;
+use crate::sys;
+use crate::target::{Base, Opened, Place, Target, TargetSpec, Trust};
+
+/// An open place for the bytes of a volume, held by this copy alone.
+pub struct Site {
+    /// Its directory, and the names of its files there.
+    pub names: Names,
+    /// Which file or device it is.
+    pub id: FileId,
+    /// The file, for the page cache.
+    pub file: File,
+    /// The same with O_DIRECT, if that works there.
+    pub direct: Option<File>,
+    /// All of it reads as zero.
+    pub blank: bool,
+    /// It has the size that it needs.
+    pub sized: bool,
+    /// Its name proves little: another device can have it after a reboot.
+    pub is_device: bool,
+}
+
+/// What is known of a site.
+pub struct Known {
+    /// The site, ready to write.
+    pub medium: Medium,
+    /// Older content.
+    pub base: Option<Base>,
+    /// What is placed and durable.
+    pub ledger: Ledger,
+    /// Where that is noted.
+    pub journal: Journal,
+}
+
+/// What stands at a target.
+pub enum Found {
+    /// This copy has published it before.
+    Published(Receipt),
+    /// A place to write.
+    Open(Site),
+}
+
+/// Opens the target of a source with this identity; resumes if it can.
+///
+/// Reading back can take long: `go_on` is called meanwhile, and ends it.
+pub fn open(
+    spec: &TargetSpec,
+    tag: &str,
+    identity: Identity,
+    go_on: &(dyn Fn() -> bool + Sync),
+) -> Result<Opened> {
+    let found = match &spec.care.place {
+        Place::File => find_part(spec, tag, identity.size)?,
+        Place::Device { state } => device::find(spec, state, tag, identity.size)?,
+    };
+    let site = match found {
+        Found::Published(receipt) => return Ok(Opened::Published(receipt)),
+        Found::Open(site) => site,
+    };
+    let subject = Subject {
+        identity,
+        tag: *blake3::hash(tag.as_bytes()).as_bytes(),
+        part: site.id,
+    };
+    let (names, id, blank) = (site.names, site.id, site.blank);
+    let unmeasured = |e| MoverError::target_io("cannot measure a target", &e);
+    let medium = Medium::new(site.file, site.direct, blank).map_err(unmeasured)?;
+    let noted = match site.sized {
+        true => Journal::load(&names, &subject)?,
+        false => None,
+    };
+    let known = match noted {
+        None => {
+            if !site.sized {
+                let sized = medium.file().set_len(identity.size);
+                sized.map_err(|e| MoverError::target_io("cannot size a part", &e))?;
+            }
+            Known {
+                base: (!blank).then_some(Base::Part),
+                ledger: Ledger::new(identity.size),
+                journal: Journal::create(&names, &subject)?,
+                medium,
+            }
+        }
+        Some(noted) => {
+            let suspects = match spec.care.trust {
+                Trust::Normal if !site.is_device => noted.recent,
+                _ => (0..noted.ledger.segments()).collect(),
+            };
+            let mut known = Known {
+                base: None,
+                ledger: noted.ledger,
+                journal: noted.journal,
+                medium,
+            };
+            known.distrust(&suspects, go_on)?;
+            known
+        }
+    };
+    let target = Target::new(spec, names, id, identity, known);
+    Ok(Opened::Receiving(Box::new(target)))
+}
+
+impl Known {
+    /// Takes back what the suspected segments do not hold.
+    fn distrust(&mut self, suspects: &[usize], go_on: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+        let expected: Vec<Expected> = suspects
+            .iter()
+            .filter_map(|segment| Expected::of(&self.ledger, *segment))
+            .collect();
+        let Some(bad) = audit::failing(&self.medium, &expected, go_on) else {
+            let text = "the session ended while what an earlier one placed was read back";
+            return Err(MoverError::new(Code::SessionClosed, text).at_receiver());
+        };
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let noted = self.journal.forget(&bad);
+        noted.map_err(|e| MoverError::target_io("cannot write a journal", &e))?;
+        for segment in bad {
+            self.ledger.forget(segment);
+        }
+        Ok(())
+    }
+}
+
+/// The part of a file that is not there yet.
+fn find_part(spec: &TargetSpec, tag: &str, size: u64) -> Result<Found> {
+    let names = Names::open(&spec.root, &spec.name, tag)?;
+    if let Some(found) = receipt::published(&names)? {
+        // Killed between publishing and tidying up.
+        names.remove(&names.journal)?;
+        names.remove(&names.part)?;
+        return Ok(Found::Published(found));
+    }
+    publish::refuse_existing(&names)?;
+    let file = open_part(&names)?;
+    // The lock is held: the name and the open file stay the same one.
+    let Some(id) = receipt::file_id(&names, &names.part)? else {
+        return Err(names.failed("cannot stat", &names.part, Errno::NOENT));
+    };
+    let stat = rustix::fs::fstat(&file);
+    let sized = stat.is_ok_and(|stat| stat.st_size as u64 == size);
+    let blank = is_blank(&file, size).map_err(|e| names.failed("cannot map", &names.part, e))?;
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::DIRECT;
+    let direct = beneath::open(&names.dir, &names.part, flags, Mode::empty()).ok();
+    let direct = direct.filter(|fd| rustix::fs::fstat(fd).is_ok_and(|s| s.st_ino == id.inode));
+    Ok(Found::Open(Site {
+        names,
+        id,
+        file,
+        direct: direct.map(File::from),
+        blank,
+        sized,
+        is_device: false,
+    }))
+}
+
+/// Opens or creates the part, locked; refuses what is not a plain file of ours.
+pub fn open_part(names: &Names) -> Result<File> {
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    for _ in 0..3 {
+        let fd = beneath::open(&names.dir, &names.part, flags, Mode::from_raw_mode(0o600))
+            .map_err(|e| match e {
+                Errno::LOOP | Errno::XDEV => beneath::refused(&names.part, e),
+                e => names.failed("cannot open", &names.part, e),
+            })?;
+        let failed = |e: Errno| names.failed("cannot stat", &names.part, e);
+        let locked = sys::try_lock(&fd)
+            .map_err(|e| failed(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+        if !locked {
+            let text = format!("another session writes the target {:?}", names.shown);
+            return Err(MoverError::new(Code::TargetBusy, text).at_receiver());
+        }
+        let stat = rustix::fs::fstat(&fd).map_err(failed)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink > 1 {
+            let text = format!("{} is not a plain file with one name", names.part);
+            return Err(MoverError::new(Code::TargetPath, text).at_receiver());
+        }
+        // The lock may have come when the last holder published or removed it.
+        match rustix::fs::statat(&names.dir, &names.part, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(named) if named.st_ino == stat.st_ino && stat.st_nlink == 1 => {
+                return Ok(File::from(fd));
+            }
+            Ok(_) | Err(Errno::NOENT) => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    let text = format!("{} changes all the time", names.part);
+    Err(MoverError::new(Code::TargetBusy, text).at_receiver())
+}
+
+/// Whether a part reads as zero when it is given this size.
+fn is_blank(part: &File, size: u64) -> rustix::io::Result<bool> {
+    match rustix::fs::seek(part, SeekFrom::Data(0)) {
+        Ok(data) => Ok(data >= size),
+        Err(Errno::NXIO) => Ok(true),
+        Err(e) => Err(e),
+    }
+}

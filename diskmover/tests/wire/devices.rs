@@ -1,0 +1,246 @@
+//! Block devices as sources and targets: real loop devices, which need root.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use diskmover::base::PIECE;
+use diskmover::digest::CHUNK;
+use diskmover::error::Code;
+use diskmover::push::Push;
+use diskmover::target::{Care, Place};
+use diskmover::{device, local};
+
+use crate::rig::{Rig, TAG, eventually, finish, noise, run};
+
+const SECTORS: [u32; 2] = [512, 4096];
+
+/// A loop device over a sparse file.
+pub struct Loop {
+    pub path: PathBuf,
+    pub backing: PathBuf,
+}
+
+impl Loop {
+    pub fn new(backing: PathBuf, size: u64, sector: u32) -> Loop {
+        File::create(&backing).unwrap().set_len(size).unwrap();
+        let output = Command::new("losetup")
+            .args(["--find", "--show", "--sector-size", &sector.to_string()])
+            .arg(&backing)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let path = String::from_utf8(output.stdout).unwrap().trim().into();
+        Loop { path, backing }
+    }
+
+    pub fn name(&self) -> &str {
+        self.path.file_name().unwrap().to_str().unwrap()
+    }
+
+    pub fn write(&self, data: &[u8], offset: u64) {
+        let file = File::options().write(true).open(&self.path).unwrap();
+        file.write_all_at(data, offset).unwrap();
+        file.sync_all().unwrap();
+    }
+
+    fn read(&self, len: u64) -> Vec<u8> {
+        let mut bytes = vec![0; len as usize];
+        let file = File::open(&self.path).unwrap();
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("-d").arg(&self.path).status();
+    }
+}
+
+/// A mounted file system.
+struct Mount {
+    point: PathBuf,
+}
+
+impl Mount {
+    fn new(device: &Path, point: PathBuf) -> Mount {
+        std::fs::create_dir(&point).unwrap();
+        let mounted = Command::new("mount").arg(device).arg(&point).status();
+        assert!(mounted.unwrap().success());
+        Mount { point }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.point).status();
+    }
+}
+
+/// A rig whose targets are devices.
+fn rig() -> Rig {
+    let rig = Rig::new();
+    let state = rig.root().join("state");
+    std::fs::create_dir(&state).unwrap();
+    *rig.care.borrow_mut() = Care {
+        place: Place::Device { state },
+        ..Care::default()
+    };
+    *rig.targets.borrow_mut() = "/dev".into();
+    rig
+}
+
+/// Copies a source to a device of another name.
+fn copy(rig: &Rig, source: &Path, target: &Loop, size: u64) -> Push {
+    rig.open(&[(target.name(), size)]).unwrap();
+    let mut job = rig.job(&[source]);
+    job.volumes[0].0 = target.name().to_owned();
+    Push::start(job).unwrap()
+}
+
+fn loops(rig: &Rig, size: u64, sector: u32) -> Loop {
+    Loop::new(rig.root().join(format!("backing-{sector}")), size, sector)
+}
+
+#[test]
+fn a_device_full_of_other_data_becomes_the_image_whatever_its_sectors() {
+    for sector in SECTORS {
+        let rig = rig();
+        // Odd at its end, with a run of zeros, a zero chunk and scattered blocks.
+        let size = 70 * CHUNK + 3 * 4096 + 777;
+        let pieces: &[(u64, &[u8])] = &[
+            (0, &noise(1, 2 << 20)),
+            (5 * CHUNK + 4096, b"block"),
+            (69 * CHUNK, &noise(2, 1 << 20)),
+            (size - 777, &noise(3, 777)),
+        ];
+        let source = rig.source("image", size, pieces);
+        let target = loops(&rig, 72 * CHUNK, sector);
+        target.write(&noise(4, 72 << 20), 0);
+        let push = copy(&rig, &source, &target, size);
+        let receipts = finish(&push).unwrap();
+        let placed = target.read(72 * CHUNK);
+        assert!(
+            placed[..size as usize] == std::fs::read(&source).unwrap(),
+            "sectors of {sector}: other content"
+        );
+        assert!(
+            placed[size as usize..] == noise(4, 72 << 20)[size as usize..],
+            "sectors of {sector}: what lies behind the image was touched"
+        );
+        assert_eq!(receipts[0].root, local::digest(&source).unwrap().2);
+        // Zeroed by giving space back, so that thin volumes stay thin.
+        let allocated = std::fs::metadata(&target.backing).unwrap().blocks() * 512;
+        assert!(
+            allocated < 8 << 20,
+            "sectors of {sector}: {allocated} bytes"
+        );
+        // The same copy again is answered by the receipt.
+        let push = copy(&rig, &source, &target, size);
+        finish(&push).unwrap();
+        assert_eq!(push.progress().wire, 0);
+    }
+}
+
+#[test]
+fn devices_are_sources_too() {
+    for sector in SECTORS {
+        let rig = Rig::new();
+        let size = 9 * CHUNK + 2 * 4096;
+        let source = loops(&rig, size, sector);
+        source.write(&noise(5, 3 << 20), 4 * CHUNK + 4096);
+        rig.open(&[("disk", size)]).unwrap();
+        let mut job = rig.job(&[&source.path]);
+        job.volumes[0].0 = "disk".into();
+        run(job).unwrap();
+        let target = rig.root().join("disk");
+        assert!(std::fs::read(&target).unwrap() == source.read(size));
+        let allocated = std::fs::metadata(&target).unwrap().blocks() * 512;
+        assert!(allocated < 4 << 20, "zeros took {allocated} bytes");
+    }
+}
+
+#[test]
+fn a_device_goes_on_where_it_stopped_and_is_a_base_the_next_time() {
+    let rig = rig();
+    let size = 24 * CHUNK;
+    let image = noise(6, size as usize);
+    let source = rig.source("image", size, &[(0, &image)]);
+    let target = loops(&rig, size, 512);
+    rig.open(&[(target.name(), size)]).unwrap();
+    let mut job = rig.job(&[&source]);
+    job.volumes[0].0 = target.name().to_owned();
+    job.limit = Some(20 << 20);
+    let push = Push::start(job).unwrap();
+    eventually("half of it arrives", || {
+        (push.progress().done >= size / 2).then_some(())
+    });
+    push.cancel();
+    let push = copy(&rig, &source, &target, size);
+    finish(&push).unwrap();
+    let progress = push.progress();
+    assert!(progress.resumed >= size / 2 && progress.wire <= size / 2 + CHUNK);
+    // Another copy, of a source that has changed a little.
+    let state = rig.root().join("state");
+    device::discard(&state, target.name(), TAG).unwrap();
+    let file = File::options().write(true).open(&source).unwrap();
+    file.write_all_at(b"changed", 7 * CHUNK + 9).unwrap();
+    let push = copy(&rig, &source, &target, size);
+    finish(&push).unwrap();
+    let wire = push.progress().wire;
+    assert!(wire < 2 * PIECE as u64, "{wire} bytes for one change");
+    assert!(target.read(size) == std::fs::read(&source).unwrap());
+}
+
+#[test]
+fn a_device_that_cannot_be_written_is_refused_before_anything_is() {
+    let rig = rig();
+    let source = rig.source("image", 9 * CHUNK, &[(0, &noise(7, 9 << 20))]);
+    let refused = |target: &Loop, size| {
+        let push = copy(&rig, &source, target, size);
+        finish(&push).unwrap_err()
+    };
+    let small = loops(&rig, 8 * CHUNK, 512);
+    let error = refused(&small, 9 * CHUNK);
+    assert_eq!(error.code, Code::NoSpace, "{error}");
+    assert!(small.read(8 * CHUNK).iter().all(|byte| *byte == 0));
+
+    let mounted = loops(&rig, 64 * CHUNK, 4096);
+    let mkfs = Command::new("mkfs.ext4")
+        .arg("-q")
+        .arg(&mounted.path)
+        .output();
+    assert!(mkfs.unwrap().status.success());
+    let mount = Mount::new(&mounted.path, rig.root().join("mount"));
+    let error = refused(&mounted, 9 * CHUNK);
+    assert_eq!(error.code, Code::TargetBusy, "{error}");
+    drop(mount);
+
+    let file = rig.root().join("a file");
+    std::fs::write(&file, b"x").unwrap();
+    *rig.targets.borrow_mut() = rig.root();
+    rig.open(&[("a file", 9 * CHUNK)]).unwrap();
+    let mut job = rig.job(&[&source]);
+    job.volumes[0].0 = "a file".into();
+    let error = run(job).unwrap_err();
+    assert_eq!(error.code, Code::TargetPath, "{error}");
+}
+
+#[test]
+fn a_device_replaced_after_its_copy_is_not_taken_for_the_copy() {
+    let rig = rig();
+    let source = rig.source("image", CHUNK, &[(0, &noise(8, 1 << 20))]);
+    let target = loops(&rig, CHUNK, 512);
+    finish(&copy(&rig, &source, &target, CHUNK)).unwrap();
+    let path = target.path.clone();
+    let backing = target.backing.clone();
+    drop(target);
+    // The same name for another disk: detached and attached again.
+    let ok = Command::new("losetup").arg(&path).arg(&backing).status();
+    assert!(ok.unwrap().success());
+    let target = Loop { path, backing };
+    let error = finish(&copy(&rig, &source, &target, CHUNK)).unwrap_err();
+    assert_eq!(error.code, Code::TargetExists, "{error}");
+}
