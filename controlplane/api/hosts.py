@@ -111,6 +111,7 @@ class HostServicer(HostServiceServicer):
         def declare(tx: Connection) -> host_pb2.Host:
             host = hosts.get(tx, name)
             if host.state is not HostState.GONE:
+                rules.check_may_be_gone(host, alive=self._is_alive(host))
                 host = hosts.update(tx, name, state=HostState.GONE, state_reason=reason)
                 tokens.drop(tx, name)
                 self._forget_reports(tx, name)
@@ -164,8 +165,10 @@ class HostServicer(HostServiceServicer):
         return self._proto(host, hosts.usage(tx, host.name))
 
     def _proto(self, host: Host, usage: HostUsage) -> host_pb2.Host:
-        alive = host.is_alive(self._services.clock(), self._services.dead_after_seconds)
-        return host_to_proto(host, usage, alive=alive)
+        return host_to_proto(host, usage, alive=self._is_alive(host))
+
+    def _is_alive(self, host: Host) -> bool:
+        return host.is_alive(self._services.clock(), self._services.dead_after_seconds)
 
 
 def _announced(tx: Connection, name: str, *, adopt_domains: bool) -> Host:

@@ -220,7 +220,7 @@ def declare_gone(session: Session, name: str, reason: str, yes: bool, output: Fo
     """Declare that a host will never come back.
 
     Moves that wait for it go on without it. Be sure that it is off: a host that
-    still runs its machines would run them twice.
+    still runs its machines would run them twice. One that answers is refused.
     """
     confirm_or_refuse(
         yes,

@@ -104,6 +104,7 @@ class Reason(Enum):
     # --- hosts
     HOST_DISABLED = _state("Enable it with `drover host enable`, or choose another host.")
     HOST_DEAD = _state("Start drover-hostd there, or choose another host.")
+    HOST_ALIVE = _state("Switch it off, wait until it counts as dead, then say so again.")
     HOST_GONE = _state("The host was declared gone; join it anew to use it again.")
     HOST_NOT_JOINED = _state("Run the join command on the host first.")
     HOST_NOT_REQUESTED = _state("Leave the host out to let the scheduler choose.")

@@ -187,6 +187,22 @@ def check_joined(host: Host) -> None:
         )
 
 
+def check_may_be_gone(host: Host, *, alive: bool) -> None:
+    """An operator's word that the host is gone can be true: it does not answer.
+
+    Raises:
+        DroverError: HOST_ALIVE.
+    """
+    if alive:
+        raise DroverError(
+            Reason.HOST_ALIVE,
+            f"{host_name(host.name)} has answered at {host.last_seen:%H:%M:%S} UTC; declared gone, "
+            "the machines that it runs would be started elsewhere as well.",
+            subject=host_name(host.name),
+            metadata={"host": host.name},
+        )
+
+
 def check_source(host: Host, *, alive: bool) -> None:
     """Machines can leave the host; a disabled host may be emptied.
 

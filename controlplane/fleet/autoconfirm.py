@@ -2,8 +2,9 @@
 
 Every replica looks; that a move is confirmed once is the work of the transaction
 that starts the confirm saga, not of this loop. A lock on the instance keeps its
-source copy until it is unlocked. A confirm that failed is tried again after a
-pause, never in a tight loop.
+source copy until it is unlocked. A confirm that is refused, as while a host does
+not answer, is tried again after a pause, never in a tight loop; one that began
+and failed takes the deadline away, because somebody has to look.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class AutoConfirmer:
 
     def _postpone(self, tx: Connection, migration: Migration) -> Migration:
         # The deadline moves on with each attempt: it paces the next one should
-        # this confirm be refused, or fail before anything was deleted.
+        # this one be refused.
         return migrations.update(
             tx,
             migration.id,

@@ -112,8 +112,8 @@ class HostServiceServicer:
 
     def DeclareHostGone(self, request, context):
         """DeclareHostGone is an operator's word that a host is off for good. Moves
-        that wait for it go on without it. There is no way back but joining anew.
-        Role: admin.
+        that wait for it go on without it. Refused while it answers. There is no way
+        back but joining anew. Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

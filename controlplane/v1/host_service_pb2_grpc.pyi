@@ -50,8 +50,8 @@ class HostServiceStub:
     """DisableHost keeps new machines away from a host. Role: admin."""
     DeclareHostGone: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.DeclareHostGoneRequest, _host_pb2.Host]
     """DeclareHostGone is an operator's word that a host is off for good. Moves
-    that wait for it go on without it. There is no way back but joining anew.
-    Role: admin.
+    that wait for it go on without it. Refused while it answers. There is no way
+    back but joining anew. Role: admin.
     """
 
 @_typing.type_check_only
@@ -75,8 +75,8 @@ class HostServiceAsyncStub(HostServiceStub):
     """DisableHost keeps new machines away from a host. Role: admin."""
     DeclareHostGone: _aio.UnaryUnaryMultiCallable[_host_service_pb2.DeclareHostGoneRequest, _host_pb2.Host]  # type: ignore[assignment]
     """DeclareHostGone is an operator's word that a host is off for good. Moves
-    that wait for it go on without it. There is no way back but joining anew.
-    Role: admin.
+    that wait for it go on without it. Refused while it answers. There is no way
+    back but joining anew. Role: admin.
     """
 
 class HostServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -133,8 +133,8 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.Host, _abc.Awaitable[_host_pb2.Host]]:
         """DeclareHostGone is an operator's word that a host is off for good. Moves
-        that wait for it go on without it. There is no way back but joining anew.
-        Role: admin.
+        that wait for it go on without it. Refused while it answers. There is no way
+        back but joining anew. Role: admin.
         """
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -277,9 +277,11 @@ async def test_a_named_target_that_is_off_limits_says_why(fleet: Api) -> None:
     )
     disabled = await refused(fleet, ask(host="hosts/b"))
     assert disabled.reason is Reason.HOST_DISABLED
+    fleet.clock.advance(seconds=60)
     await fleet.hosts.DeclareHostGone(
         host_service_pb2.DeclareHostGoneRequest(name="hosts/c", reason="fire")
     )
+    await fleet.report("a", "b")
     assert (await refused(fleet, ask(host="hosts/c"))).reason is Reason.HOST_GONE
     await fleet.hosts.AddHost(host_service_pb2.AddHostRequest(host_id="d"))
     assert (await refused(fleet, ask(host="hosts/d"))).reason is Reason.HOST_NOT_JOINED

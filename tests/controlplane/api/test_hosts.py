@@ -160,6 +160,12 @@ async def test_a_host_declared_gone_stays_gone_until_it_joins_anew(api: Api) -> 
     await api.report()
     empty = await refusal(api.hosts.DeclareHostGone(pb.DeclareHostGoneRequest(name="hosts/a")))
     assert empty.reason is Reason.INVALID_FIELD
+    # Its machines would come to run twice.
+    answers = await refusal(
+        api.hosts.DeclareHostGone(pb.DeclareHostGoneRequest(name="hosts/a", reason="burnt down"))
+    )
+    assert answers.reason is Reason.HOST_ALIVE
+    api.clock.advance(seconds=60)
     gone = await api.hosts.DeclareHostGone(
         pb.DeclareHostGoneRequest(name="hosts/a", reason="burnt down")
     )

@@ -169,9 +169,11 @@ async def test_neither_confirm_nor_revert_happens_against_the_rules(
 
 async def test_a_revert_needs_the_source_and_a_confirm_does_not(moving: Api) -> None:
     await finish_move(moving)
+    moving.clock.advance(seconds=60)
     await moving.hosts.DeclareHostGone(
         host_service_pb2.DeclareHostGoneRequest(name="hosts/a", reason="fire")
     )
+    await moving.report("b")
     name = await name_of(moving)
     gone = await refusal(moving.migrations.RevertMigration(pb.RevertMigrationRequest(name=name)))
     assert gone.reason is Reason.HOST_GONE

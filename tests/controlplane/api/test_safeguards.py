@@ -34,6 +34,7 @@ async def fleet(api: Api) -> Api:
 async def test_a_gone_host_is_not_added_anew_while_a_move_counts_on_it(fleet: Api) -> None:
     """The saga would take the new, empty host for the one that has the parked copy."""
     await fleet.migrations.CreateMigration(pb.CreateMigrationRequest(instance="instances/web1"))
+    fleet.clock.advance(seconds=60)
     await fleet.hosts.DeclareHostGone(
         host_service_pb2.DeclareHostGoneRequest(name="hosts/a", reason="fire")
     )
