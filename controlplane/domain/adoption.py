@@ -18,9 +18,14 @@ from datetime import datetime
 from typing import Any
 
 from controlplane.domain.model import Instance, Sighting
-from controlplane.domain.names import host_name
+from controlplane.domain.names import canonical_uuid, host_name
 from controlplane.domain.states import PowerState, VmState, vm_state_of
 from hostd.v1 import domain_pb2
+
+_LONGEST_NAME = 255
+_MOST_VCPUS = 1 << 16
+_MOST_MEMORY_MIB = 1 << 32
+_MOST_DISK_BYTES = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,22 @@ def reconcile(
     if move is None:
         values |= _vm_state_change(instance, by_host, policy)
     return Change(instance.uid, values) if values else None
+
+
+def plausible(domain: domain_pb2.Domain) -> bool:
+    """A description that libvirt can have given.
+
+    A host is believed about itself, within bounds: numbers that overflow a sum,
+    or names that act on a terminal, would be trouble for others.
+    """
+    return (
+        canonical_uuid(domain.uuid) == domain.uuid
+        and 0 < len(domain.name) <= _LONGEST_NAME
+        and domain.name.isprintable()
+        and domain.vcpus <= _MOST_VCPUS
+        and domain.memory_mib <= _MOST_MEMORY_MIB
+        and domain.disk_size_bytes <= _MOST_DISK_BYTES
+    )
 
 
 def material(domain: domain_pb2.Domain) -> domain_pb2.Domain:

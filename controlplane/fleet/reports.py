@@ -12,7 +12,14 @@ from datetime import datetime, timedelta
 import structlog
 from sqlalchemy import Connection
 
-from controlplane.domain.adoption import Adoption, Change, LiveMove, Policy, reconcile
+from controlplane.domain.adoption import (
+    Adoption,
+    Change,
+    LiveMove,
+    Policy,
+    plausible,
+    reconcile,
+)
 from controlplane.domain.model import DEFAULT_PROJECT, Migration, Size
 from controlplane.domain.states import HostState, MigrationState
 from controlplane.store import claims, hosts, instances, migrations, sightings
@@ -41,7 +48,14 @@ def apply_report(
         # Without libvirt the list of domains is not known to be complete.
         return
     forget_before = now - timedelta(seconds=missing_after_seconds)
-    touched = sightings.replace(tx, host, inventory.domains, now, forget_before)
+    domains = [domain for domain in inventory.domains if plausible(domain)]
+    if len(domains) < len(inventory.domains):
+        log.warning(
+            "domains that cannot be were left out of a report",
+            host=host,
+            count=len(inventory.domains) - len(domains),
+        )
+    touched = sightings.replace(tx, host, domains, now, forget_before)
     touched |= instances.uids_on(tx, host)
     reconcile_uuids(tx, touched, now=now, missing_after_seconds=missing_after_seconds)
 
