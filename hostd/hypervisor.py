@@ -195,6 +195,11 @@ class Hypervisor:
         with self._connection.get(f"domains/{domain_uuid}") as connection:
             build.remove_built(connection, domain_uuid, migration_id, self._state_dir)
 
+    def give_autostart(self, migration_id: str, domain_uuid: str) -> None:
+        """Let a machine that the move built start with this host, if it is to."""
+        with self._connection.get(f"domains/{domain_uuid}") as connection:
+            build.give_autostart(connection, domain_uuid, migration_id, self._state_dir)
+
     def forget_built(self, migration_id: str) -> None:
         """Drop what was noted of a build; the machine stays."""
         build.forget_built(migration_id, self._state_dir)

@@ -202,6 +202,7 @@ class TargetSteps:
             BuildOrder(
                 migration_id=fence.migration_id,
                 domain_uuid=fence.domain_uuid,
+                domain_name=record.machine.domain.name,
                 baggage=self.files.baggage(record),
                 volumes=record.machine.domain.volumes,
                 volume_paths=self.files.volume_paths(record),
@@ -305,6 +306,8 @@ class TargetSteps:
                 f" start on {self._config.host}.",
                 subject=f"domains/{fence.domain_uuid}",
             )
+        # Whoever asks for the start has given the machine to this host.
+        self._hypervisor.give_autostart(fence.migration_id, fence.domain_uuid)
         running = state == RUNNING
         return host_service_pb2.EnsureStartedResponse(
             running=running,
@@ -361,6 +364,7 @@ class TargetSteps:
         if record.phase is not TargetPhase.BUILT:
             raise _wrong_phase(record, "forgotten")
         self._data_port.close_session(migration_id)
+        self._hypervisor.give_autostart(migration_id, record.domain_uuid)
         self._hypervisor.forget_built(migration_id)
         self.files.keep(record)
         self._records.drop_target(migration_id)

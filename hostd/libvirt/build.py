@@ -71,12 +71,15 @@ class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):
         domain_uuid: The machine.
         nvram: Its NVRAM file; empty without one.
         tpm: Its TPM state; empty without any.
+        autostart: It is to start together with the host, and does not yet: until the
+            move has given it to this host, nothing but a call may start it.
     """
 
     state: BuildState
     domain_uuid: str
     nvram: str = ""
     tpm: str = ""
+    autostart: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ class BuildOrder:
     Attributes:
         migration_id: The move.
         domain_uuid: The machine.
+        domain_name: Its libvirt name, as the move announced it.
         baggage: The archive that arrived.
         volumes: The machine's volumes, as its source described them.
         volume_paths: volume_id -> path here, for each volume that is here.
@@ -94,6 +98,7 @@ class BuildOrder:
 
     migration_id: str
     domain_uuid: str
+    domain_name: str
     baggage: Path
     volumes: Sequence[domain_pb2.Volume]
     volume_paths: Mapping[str, Path]
@@ -126,6 +131,8 @@ def build_domain(
             )
         if dom is not None and record is not None and record.state is BuildState.BUILT:
             return describe(dom, roots)
+        if dom is not None:
+            _refuse_active(dom)
         if record is not None and record.state is BuildState.KEPT:
             record = _define_kept(conn, work, record)
         else:
@@ -135,6 +142,29 @@ def build_domain(
         remove_tree(work / "baggage")
     log.info("built", migration=order.migration_id, domain=order.domain_uuid)
     return describe(find(conn, order.domain_uuid), roots)
+
+
+def give_autostart(
+    conn: libvirt.virConnect, domain_uuid: str, migration_id: str, state_dir: Path
+) -> None:
+    """Let a built machine start with this host if it did with its source.
+
+    For when the machine is this host's; does nothing the second time.
+
+    Raises:
+        DroverError: DISK_IO_ERROR, LIBVIRT_UNAVAILABLE.
+    """
+    work = _work(migration_id, state_dir)
+    subject = f"domains/{domain_uuid}"
+    with _io_trouble(subject):
+        record = _read_record(work)
+        if record is None or not record.autostart:
+            return
+        dom = try_find(conn, domain_uuid)
+        if dom is not None:
+            with translated(subject):
+                dom.setAutostart(1)
+        _write_record(work, msgspec.structs.replace(record, autostart=False))
 
 
 def undefine_built(
@@ -221,6 +251,7 @@ def _define_from_baggage(
             f"The baggage is that of domain {meta.uuid}, not of {order.domain_uuid}.",
             subject=f"domains/{order.domain_uuid}",
         )
+    _refuse_untold(order, definition)
     refuse_taken_name(conn, definition.name, order.domain_uuid)
     # The other host names files; the places are decided here.
     suffix = ".qcow2" if definition.nvram.endswith(".qcow2") else ".fd"
@@ -229,7 +260,11 @@ def _define_from_baggage(
     if record is None:
         _refuse_existing(nvram, tpm)
         record = BuildRecord(
-            state=BuildState.BUILDING, domain_uuid=order.domain_uuid, nvram=nvram, tpm=tpm
+            state=BuildState.BUILDING,
+            domain_uuid=order.domain_uuid,
+            nvram=nvram,
+            tpm=tpm,
+            autostart=meta.autostart,
         )
         _write_record(work, record)
     _prepare_disks(order, meta)
@@ -244,7 +279,7 @@ def _define_from_baggage(
     remove_small_state(nvram, tpm)
     put_back_small_state(machine, nvram, tpm)
     give_small_state(meta, nvram, tpm)
-    define(conn, machine, meta, autostart=meta.autostart)
+    define(conn, machine, meta, autostart=False)
     return record
 
 
@@ -294,6 +329,25 @@ def _definition(machine: Path) -> Definition:
         raise DroverError(
             Reason.BUILD_FAILED, f"The definition in the baggage cannot be read: {error}."
         ) from error
+
+
+def _refuse_untold(order: BuildOrder, definition: Definition) -> None:
+    """Refuse a machine that is not the one whose move was judged and allowed.
+
+    Its source may be in strange hands: its name becomes part of a path here, and a
+    piece of this host in its definition would be handed to the guest.
+    """
+    problem = ""
+    if definition.name != order.domain_name or "/" in definition.name:
+        problem = f"it is called {definition.name!r}, and {order.domain_name!r} was announced"
+    elif definition.obstacles:
+        problem = definition.obstacles[0].message
+    if problem:
+        raise DroverError(
+            Reason.BUILD_FAILED,
+            f"The machine that arrived is not the one that was announced: {problem.rstrip('.')}.",
+            subject=f"domains/{order.domain_uuid}",
+        )
 
 
 def _refuse_foreign_paths(xml: str, ours: set[str]) -> None:

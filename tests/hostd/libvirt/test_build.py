@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
+from hostd.disks.baggage import pack, unpack
 from hostd.disks.images import virtual_size_bytes
 from hostd.disks.parking import discard, park
 from hostd.disks.roots import StorageRoots
@@ -20,11 +22,12 @@ from hostd.libvirt.build import (
     BuildOrder,
     build_domain,
     forget_built,
+    give_autostart,
     remove_built,
     undefine_built,
 )
 from hostd.v1 import domain_pb2, preflight_pb2
-from tests.hostd.disks.test_parking import MIGRATION, nvram_of, rich_guest, tpm_of
+from tests.hostd.disks.test_parking import EFI, MIGRATION, nvram_of, rich_guest, tpm_of
 from tests.hostd.guests import MIB, Guest, disk_xml, guest_with_disks, make_disk
 from tests.hostd.private_host import IMAGES, virsh
 
@@ -46,7 +49,7 @@ def arrive(
     discard(MIGRATION, roots, state_dir)
     for leftover in (IMAGES / "base.raw", IMAGES / "seed.iso"):
         leftover.unlink(missing_ok=True)
-    return BuildOrder(MIGRATION, guest.uuid, baggage, parked.volumes[:-1], paths)
+    return BuildOrder(MIGRATION, guest.uuid, guest.name, baggage, parked.volumes[:-1], paths)
 
 
 def definition(guest: Guest) -> list[str]:
@@ -79,7 +82,6 @@ def test_a_rich_guest_arrives_as_it_was(
     embedded = virsh("snapshot-dumpxml", guest.uuid, "two")
     assert str(order.volume_paths["vdb"]) in embedded
     assert str(guest.disks[1]) not in embedded
-    assert built.autostart
     assert build_domain(conn, order, roots, state_dir) == built
 
 
@@ -106,6 +108,79 @@ def small_state(guest: Guest) -> list[Path]:
 def ownership(path: Path) -> tuple[int, int, int]:
     status = path.stat()
     return status.st_mode, status.st_uid, status.st_gid
+
+
+def starts_with_its_host(guest: Guest) -> bool:
+    return "Autostart:      enable" in virsh("dominfo", guest.uuid)
+
+
+def test_it_starts_with_its_new_host_only_once_it_belongs_there(
+    conn: libvirt.virConnect, roots: StorageRoots, state_dir: Path
+) -> None:
+    """I2: a host that boots in mid-move starts no machine that is not its own."""
+    guest = rich_guest()
+    order = arrive(conn, guest, roots, state_dir)
+    build_domain(conn, order, roots, state_dir)
+    assert not starts_with_its_host(guest)
+    # Taken away and built again it waits all the same.
+    undefine_built(conn, guest.uuid, MIGRATION, state_dir)
+    build_domain(conn, order, roots, state_dir)
+    assert not starts_with_its_host(guest)
+    give_autostart(conn, guest.uuid, MIGRATION, state_dir)
+    assert starts_with_its_host(guest)
+    # Once: what an operator sets afterwards counts.
+    virsh("autostart", guest.uuid, "--disable")
+    give_autostart(conn, guest.uuid, MIGRATION, state_dir)
+    assert not starts_with_its_host(guest)
+    virsh("autostart", guest.uuid)
+    undefine_built(conn, guest.uuid, MIGRATION, state_dir)
+    build_domain(conn, order, roots, state_dir)
+    assert starts_with_its_host(guest)
+
+
+def rewritten(order: BuildOrder, change: Callable[[str], str], work: Path) -> BuildOrder:
+    """The order as a source would send it that changes what was announced."""
+    machine = unpack(order.baggage, work / "opened")
+    definition = machine / "domain.xml"
+    changed = change(definition.read_text("utf-8"))
+    assert changed != definition.read_text("utf-8")
+    definition.write_text(changed, "utf-8")
+    return replace(order, baggage=pack(machine, work / "changed"))
+
+
+HOST_DEVICE = (
+    "<hostdev mode='subsystem' type='pci'><source>"
+    "<address domain='0' bus='0' slot='2' function='0'/></source></hostdev>"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda xml: xml.replace("<name>plain</name>", "<name>../../../../tmp/x</name>"), "/tmp/x"),
+        (lambda xml: xml.replace("<name>plain</name>", "<name>other</name>"), "announced"),
+        (lambda xml: xml.replace("</devices>", HOST_DEVICE + "</devices>"), "passes a device"),
+    ],
+    ids=["name that leads away", "another name", "device of the target"],
+)
+def test_a_machine_that_was_not_announced_is_refused(
+    conn: libvirt.virConnect,
+    roots: StorageRoots,
+    state_dir: Path,
+    tmp_path: Path,
+    change: Callable[[str], str],
+    words: str,
+) -> None:
+    guest = guest_with_disks("plain", os_=EFI)
+    nvram_of(guest).parent.mkdir(parents=True, exist_ok=True)
+    nvram_of(guest).write_bytes(b"nvram")
+    order = rewritten(arrive(conn, guest, roots, state_dir), change, tmp_path)
+    with pytest.raises(DroverError) as caught:
+        build_domain(conn, order, roots, state_dir)
+    assert caught.value.reason is Reason.BUILD_FAILED
+    assert words in caught.value.message
+    assert guest.uuid not in virsh("list", "--all", "--uuid")
+    assert not Path("/tmp/x_VARS.fd").exists()
 
 
 def test_another_size_and_a_larger_disk(
