@@ -18,11 +18,13 @@ import libvirt
 from hostd import inventory, preflight, preflight_facts
 from hostd.config import HostdConfig
 from hostd.disks import parking
+from hostd.disks.manifest import all_manifests, find_manifest
 from hostd.disks.roots import StorageRoots
 from hostd.inventory import HostSettings
 from hostd.libvirt import build, domains, power
 from hostd.libvirt.conn import LibvirtConnection
 from hostd.libvirt.sharing import find_sharers
+from hostd.preflight import Neighbour
 from hostd.v1 import domain_pb2, host_pb2, host_service_pb2, preflight_pb2
 
 
@@ -95,6 +97,7 @@ class Hypervisor:
         machine: preflight_pb2.IncomingMachine,
         reserved_bytes: Mapping[str, int],
         own_files: Collection[Path] = (),
+        coming: Sequence[Neighbour] = (),
     ) -> preflight_pb2.PreflightReport:
         """Could the machine live here now.
 
@@ -102,7 +105,18 @@ class Hypervisor:
             machine: The machine.
             reserved_bytes: Root name -> bytes that other moves have reserved.
             own_files: Files that its own move has created here.
+            coming: Machines that other moves are bringing here.
         """
+        parked = [
+            Neighbour(
+                manifest.domain_uuid,
+                manifest.domain_name,
+                places=frozenset(file.original for file in manifest.files),
+                migration_id=manifest.migration_id,
+            )
+            for _, manifest in all_manifests(self.roots, self._state_dir)
+            if manifest.domain_uuid != machine.domain.uuid
+        ]
         facts = preflight_facts.gather_target(
             self._connection,
             self.roots,
@@ -110,16 +124,30 @@ class Hypervisor:
             machine,
             reserved_bytes=reserved_bytes,
             own_files=own_files,
+            others=[*parked, *coming],
             # This process holds the port for as long as it serves.
             data_port_open=True,
         )
         return preflight.check_target(machine, facts)
 
-    def in_use_by_others(self, domain_uuid: str, paths: Sequence[Path]) -> set[Path]:
-        """Those of the files that a domain other than this one needs."""
+    def in_use_by_others(
+        self, domain_uuid: str, paths: Sequence[Path], *, written: bool = False
+    ) -> set[Path]:
+        """Those of the files that a domain other than this one needs.
+
+        Args:
+            domain_uuid: The machine.
+            paths: The files.
+            written: Only those that another domain may write to.
+        """
         with self._connection.get(f"domains/{domain_uuid}") as connection:
             sharers = find_sharers(connection, domain_uuid, paths, self.roots)
-        return {sharer.path for sharer in sharers}
+        return {sharer.path for sharer in sharers if sharer.writes or not written}
+
+    def is_defined(self, domain_uuid: str) -> bool:
+        """True when libvirt knows the machine."""
+        with self._connection.get(f"domains/{domain_uuid}") as connection:
+            return domains.try_find(connection, domain_uuid) is not None
 
     # --- power
 
@@ -173,6 +201,10 @@ class Hypervisor:
     def discard_parked(self, migration_id: str) -> int:
         """Delete a machine that is set aside; returns the allocated bytes freed."""
         return parking.discard(migration_id, self.roots, self._state_dir)
+
+    def is_parked(self, migration_id: str) -> bool:
+        """True when there is a manifest of what the move set aside."""
+        return find_manifest(migration_id, self.roots, self._state_dir) is not None
 
     def find_parked(self) -> list[host_pb2.ParkedMachine]:
         """Every machine that is set aside here."""

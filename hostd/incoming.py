@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -29,6 +30,8 @@ log = structlog.stdlib.get_logger(__name__)
 
 BACKING = domain_pb2.VOLUME_KIND_BACKING
 BAGGAGE = domain_pb2.VOLUME_KIND_BAGGAGE
+# Only read, so that several machines may have the same file.
+SHARED = (BACKING, domain_pb2.VOLUME_KIND_MEDIUM)
 BAGGAGE_FILE = "baggage.tar.zst"
 # Other machines may share a backing file and run under another user.
 _BACKING_MODE = 0o644
@@ -63,9 +66,9 @@ class IncomingFiles:
     def place_beside(
         self, machine: preflight_pb2.IncomingMachine, tag: str
     ) -> preflight_pb2.IncomingMachine:
-        """Give backing files whose place is taken a place beside it.
+        """Give backing files and media whose place is taken a place beside it.
 
-        Hosts often have the same base images. Whether a file of the same name is the
+        Hosts often have the same base images and CDs. Whether a file of the same name is the
         same file is known once its twin has arrived and has a digest: then one of the
         two goes (`drop_duplicates`).
 
@@ -76,23 +79,40 @@ class IncomingFiles:
         placed = preflight_pb2.IncomingMachine()
         placed.CopyFrom(machine)
         places = placements(machine)
+        kept = {
+            path
+            for record in self._records.targets()
+            if record.migration_id != tag
+            for path in self.kept_places(record)
+        }
         del placed.volume_mappings[:]
         kinds = {volume.volume_id: volume.kind for volume in machine.domain.volumes}
         taken: set[tuple[str, str]] = set()
         for place in places:
             beside = preflight_pb2.VolumeMapping()
             beside.CopyFrom(place)
-            if kinds.get(place.volume_id) == BACKING and (
-                (place.root, place.name) in taken or self._exists(place)
+            if kinds.get(place.volume_id) in SHARED and (
+                (place.root, place.name) in taken or self._is_taken(place, kept)
             ):
                 beside.name = f"{place.name}.drover-{tag[:8]}-{place.volume_id}"
             taken.add((beside.root, beside.name))
             placed.volume_mappings.append(beside)
         return placed
 
-    def _exists(self, place: preflight_pb2.VolumeMapping) -> bool:
+    def _is_taken(self, place: preflight_pb2.VolumeMapping, kept: Collection[str]) -> bool:
         root = self._roots.get(place.root)
-        return root is not None and os.path.lexists(root / place.name)
+        if root is None:
+            return False
+        path = root / place.name
+        return os.path.lexists(path) or str(path) in kept
+
+    def kept_places(self, record: TargetRecord) -> frozenset[str]:
+        """Paths at which a move's volumes are, or will be."""
+        return frozenset(
+            str(self._roots[root] / name)
+            for root, name in record.placements.values()
+            if root in self._roots
+        )
 
     def reserved_bytes(self, *, but: str = "") -> dict[str, int]:
         """Bytes that moves have reserved and not yet filled, by root name.
@@ -220,28 +240,47 @@ class IncomingFiles:
                 paths[volume.volume_id] = self._roots[root] / _twin(name, volume.volume_id)
         return paths
 
-    def drop_duplicates(self, record: TargetRecord, digests: Mapping[str, str]) -> None:
-        """Remove backing files that arrived beside an identical one.
+    def twins(self, record: TargetRecord) -> dict[str, Path]:
+        """Files that were here already beside one that arrived, by volume id.
+
+        What another move has brought is left out while that move may take it away.
+        """
+        brought = {
+            file.path
+            for other in self._records.targets()
+            if other.migration_id != record.migration_id and other.phase is not TargetPhase.BUILT
+            for file in self._records.created_files(other.migration_id).values()
+        }
+        found: dict[str, Path] = {}
+        for file in self._records.created_files(record.migration_id).values():
+            name = _twin(file.name, file.volume_id)
+            if name != file.name and file.root / name not in brought and _is_file(file.root, name):
+                found[file.volume_id] = file.root / name
+        return found
+
+    def drop_duplicates(
+        self, record: TargetRecord, twins: Mapping[str, Path], digests: Mapping[str, str]
+    ) -> None:
+        """Remove files that arrived beside an identical one.
 
         Args:
             record: The move.
+            twins: volume_id -> file that was here already and that nobody writes to.
             digests: volume_id -> digest of what arrived.
 
         Raises:
             DroverError: A file cannot be read or removed.
         """
-        for file in self._records.created_files(record.migration_id).values():
-            twin = file.root / _twin(file.name, file.volume_id)
-            if twin == file.path or not twin.is_file():
-                continue
+        for volume_id, twin in twins.items():
+            file = self._records.created_files(record.migration_id)[volume_id]
             try:
-                if diskmover.digest(twin).digest != digests[file.volume_id]:
+                if diskmover.digest(twin).digest != digests[volume_id]:
                     continue
                 diskmover.discard_published(file.root, file.name, record.migration_id)
             except MoverError as error:
                 raise mover_error(error, f"migrations/{record.migration_id}") from error
             self._records.drop_created_file(record.migration_id, file.volume_id)
-            log.info("an identical backing file was here already", path=str(twin))
+            log.info("an identical file was here already", path=str(twin))
 
     def remove(self, record: TargetRecord, *, keep: Collection[Path] = ()) -> None:
         """Remove what the move created here, and nothing else.
@@ -287,6 +326,18 @@ def present_path(file: CreatedFile) -> Path:
 def _twin(name: str, volume_id: str) -> str:
     """The name beside which `place_beside` put a file; the name itself if it did not."""
     return re.sub(rf"\.drover-[0-9a-f]{{8}}-{re.escape(volume_id)}$", "", name)
+
+
+def _is_file(root: Path, name: str) -> bool:
+    """True for a plain file that no symlink leads to."""
+    try:
+        descriptor = diskmover.open_beneath(root, name, os.O_RDONLY | os.O_NONBLOCK)
+    except (MoverError, OSError):
+        return False
+    try:
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
 
 
 def _bad_field(field: str, what: str) -> DroverError:

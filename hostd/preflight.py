@@ -26,11 +26,27 @@ _HOST_CPU_MODES = ("host-passthrough", "host-model", "maximum")
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A domain that is on the target already."""
+    """A machine that is on the target already, or that a move keeps a place for there.
+
+    Attributes:
+        uuid: libvirt UUID.
+        name: libvirt name.
+        mac_addresses: Of its network cards.
+        places: Paths that its move keeps for its files.
+        migration_id: The move that parked it here or brings it here; empty for a
+            domain that libvirt knows.
+    """
 
     uuid: str
     name: str
     mac_addresses: frozenset[str] = frozenset()
+    places: frozenset[str] = frozenset()
+    migration_id: str = ""
+
+    @property
+    def where(self) -> str:
+        """Where it is, as the end of a sentence."""
+        return f"belongs here by migration {self.migration_id}" if self.migration_id else "is here"
 
 
 @dataclass(frozen=True)
@@ -185,8 +201,10 @@ def _uuid(machine: _Machine, facts: TargetFacts) -> Check:
 def _name(machine: _Machine, facts: TargetFacts) -> Check:
     for other in facts.neighbours:
         if other.name == machine.domain.name and other.uuid != machine.domain.uuid:
-            message = f"Another domain called {other.name} is here ({other.uuid})."
+            message = f"Another domain called {other.name} {other.where} ({other.uuid})."
             fix = f"virsh domrename {other.uuid} NEWNAME"
+            if other.migration_id:
+                fix = f"Wait for the end of migration {other.migration_id}: confirm or revert it."
             return _fail("name", Reason.TARGET_NAME_TAKEN, message, fix)
     return _pass("name", f"No other domain here is called {machine.domain.name}.")
 
@@ -196,7 +214,9 @@ def _mac(machine: _Machine, facts: TargetFacts) -> Check:
     for other in facts.neighbours:
         for mac in sorted(mine & other.mac_addresses):
             if other.uuid != machine.domain.uuid:
-                message = f"The domain {other.name} here has the MAC address {mac}."
+                message = (
+                    f"The domain {other.name}, which {other.where}, has the MAC address {mac}."
+                )
                 fix = f"Give {other.name} another MAC address."
                 return _fail("mac", Reason.TARGET_MAC_TAKEN, message, fix)
     return _pass("mac", "No domain here has one of its MAC addresses.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import libvirt
@@ -33,7 +33,7 @@ def gather_target(
     *,
     reserved_bytes: Mapping[str, int] | None = None,
     own_files: Collection[Path] = (),
-    own_domain: bool = False,
+    others: Sequence[Neighbour] = (),
     data_port_open: bool | None = None,
 ) -> TargetFacts:
     """Collect what the checks of a target go by.
@@ -45,19 +45,19 @@ def gather_target(
         machine: The machine that is to come.
         reserved_bytes: Root name -> bytes that other moves have reserved.
         own_files: Files that this migration created; they are in nobody's way.
-        own_domain: This migration has built the machine here; that domain is not
-            a neighbour.
+        others: Machines that other moves have parked here or are bringing here.
         data_port_open: Whether the data port listens, if the caller knows.
     """
     host = collect_facts(connection, roots, settings, reserved_bytes=reserved_bytes)
     occupied, misplaced = _places(roots, machine, {os.path.realpath(path) for path in own_files})
-    neighbours: tuple[Neighbour, ...] = ()
+    occupied |= _kept_places(roots, machine, others)
+    neighbours = tuple(others)
     cpu_fits, max_vcpus = None, 0
     domain = machine.domain
     if host.libvirt_connected:
         try:
             with connection.get() as conn:
-                neighbours = _neighbours(conn, domain.uuid if own_domain else "")
+                neighbours += _neighbours(conn)
                 if domain.cpu_xml:
                     cpu_fits = compare_cpu(
                         conn, domain.arch, domain.machine_type, domain.virt_type, domain.cpu_xml
@@ -108,11 +108,9 @@ def clock_synchronised() -> bool | None:
     return None if state < 0 else state != _TIME_ERROR
 
 
-def _neighbours(conn: libvirt.virConnect, but: str) -> tuple[Neighbour, ...]:
+def _neighbours(conn: libvirt.virConnect) -> tuple[Neighbour, ...]:
     found = []
     for dom in conn.listAllDomains(0):
-        if dom.UUIDString() == but:
-            continue
         try:
             definition = read_definition(dom)
         except libvirt.libvirtError as error:
@@ -140,3 +138,17 @@ def _places(
         if os.path.lexists(path) and os.path.realpath(path) not in own:
             occupied[place.volume_id] = str(path)
     return occupied, misplaced
+
+
+def _kept_places(
+    roots: StorageRoots, machine: preflight_pb2.IncomingMachine, others: Sequence[Neighbour]
+) -> dict[str, str]:
+    """Where another move keeps the place of a volume, though no file is there now."""
+    kept = {os.path.realpath(path) for other in others for path in other.places}
+    found: dict[str, str] = {}
+    for place in placements(machine):
+        if place.root in roots.names:
+            path = roots.directory(place.root) / place.name
+            if os.path.realpath(path) in kept:
+                found[place.volume_id] = str(path)
+    return found

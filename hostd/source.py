@@ -94,6 +94,8 @@ class SourceSteps:
             self._records.put_source(replace(record, phase=SourcePhase.UNPARKING))
         # Also without a record: the manifest beside the files is what counts.
         self._hypervisor.unpark(fence.migration_id, fence.domain_uuid)
+        if record is not None and record.phase is not SourcePhase.PARKING:
+            self._refuse_lost(record)
         self._records.drop_source(fence.migration_id)
         log.info("unparked", had_record=record is not None)
 
@@ -118,6 +120,8 @@ class SourceSteps:
                 metadata={"phase": record.phase.value},
             )
         if record is not None:
+            if record.phase is SourcePhase.PARKED:
+                self._refuse_lost(record)
             self._records.put_source(replace(record, phase=SourcePhase.DISCARDING))
         freed_bytes = self._hypervisor.discard_parked(fence.migration_id)
         if record is not None:
@@ -173,6 +177,23 @@ class SourceSteps:
                 metadata={"phase": record.phase.value},
             )
         self._records.drop_source(migration_id)
+
+    def _refuse_lost(self, record: SourceRecord) -> None:
+        """Refuse to call a parked machine put back, or deleted, that is nowhere to be seen.
+
+        Its storage root may not be mounted. A person who put it back by hand has
+        defined it again.
+        """
+        migration_id, uuid = record.migration_id, record.domain_uuid
+        if self._hypervisor.is_parked(migration_id) or self._hypervisor.is_defined(uuid):
+            return
+        raise DroverError(
+            Reason.PARKED_NOT_FOUND,
+            f"Domain {uuid} was parked here by migration {migration_id}, and its manifest"
+            f" {record.parked.manifest_path} is gone: see that its storage root is mounted.",
+            subject=f"migrations/{migration_id}",
+            metadata={"manifest_path": record.parked.manifest_path},
+        )
 
     def _refuse_while_discarding(self, record: SourceRecord | None, verb: str) -> None:
         if record is not None and record.phase in (SourcePhase.DISCARDING, SourcePhase.DISCARDED):

@@ -6,6 +6,7 @@ the machine and have passed the fence.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from controlplane.common.reasons import Reason
 from diskmover import IncomingVolume, MoverError
 from hostd.config import HostdConfig
 from hostd.hypervisor import Hypervisor
-from hostd.incoming import IncomingFiles, present_path
+from hostd.incoming import SHARED, IncomingFiles, present_path
 from hostd.libvirt.build import BuildOrder
-from hostd.preflight import placements, refuse_failures
+from hostd.preflight import Neighbour, placements, refuse_failures
 from hostd.records import CreatedFile, Records, SourcePhase, TargetPhase, TargetRecord
 from hostd.transfer import DataPort, mover_error
 from hostd.v1 import domain_pb2, fence_pb2, host_service_pb2, preflight_pb2
@@ -55,6 +56,7 @@ class TargetSteps:
         self._hypervisor = hypervisor
         self._records = records
         self._data_port = data_port
+        self._preparing = threading.Lock()
         self.files = IncomingFiles(config, records)
 
     # --- before anything arrives
@@ -63,7 +65,9 @@ class TargetSteps:
         """Would the machine run here; nothing is changed."""
         _check_machine(machine)
         placed = self.files.place_beside(machine, "check")
-        return self._hypervisor.check_target(placed, self.files.reserved_bytes())
+        return self._hypervisor.check_target(
+            placed, self.files.reserved_bytes(), coming=self._coming()
+        )
 
     def prepare(
         self, request: host_service_pb2.PrepareTargetRequest
@@ -89,6 +93,17 @@ class TargetSteps:
                 raise _wrong_phase(record, "prepared")
             return self._prepared(record, preflight_pb2.PreflightReport())
         self._refuse_parked_here(fence)
+        # What one move reserves the next one has to see: one at a time.
+        with self._preparing:
+            record, report = self._reserve(request, record)
+        if request.preallocate:
+            self._preallocate(record)
+        return self._prepared(record, report)
+
+    def _reserve(
+        self, request: host_service_pb2.PrepareTargetRequest, before: TargetRecord | None
+    ) -> tuple[TargetRecord, preflight_pb2.PreflightReport]:
+        fence = request.fence
         machine = self.files.place_beside(request.machine, fence.migration_id)
         report = self._check_again(machine, fence.migration_id)
         try:
@@ -96,7 +111,7 @@ class TargetSteps:
         except DroverError as error:
             # What is away comes back; anything else is a refusal that leaves nothing.
             if error.reason is not Reason.LIBVIRT_UNAVAILABLE:
-                self._remove(record)
+                self._remove(before)
             raise
         record = TargetRecord(
             fence.migration_id,
@@ -107,16 +122,27 @@ class TargetSteps:
             reservations=self.files.room(machine, preallocate=request.preallocate),
         )
         self._records.put_target(record)
-        if request.preallocate:
-            self._preallocate(record)
-        return self._prepared(record, report)
+        return record, report
 
     def _check_again(
         self, machine: preflight_pb2.IncomingMachine, migration_id: str
     ) -> preflight_pb2.PreflightReport:
         own = [file.path for file in self._records.created_files(migration_id).values()]
         reserved = self.files.reserved_bytes(but=migration_id)
-        return self._hypervisor.check_target(machine, reserved, own)
+        coming = self._coming(but=migration_id)
+        return self._hypervisor.check_target(machine, reserved, own, coming)
+
+    def _coming(self, *, but: str = "") -> list[Neighbour]:
+        """Machines that other moves are bringing here and libvirt does not know yet."""
+        found = []
+        for record in self._records.targets():
+            if record.migration_id == but or record.phase is TargetPhase.BUILT:
+                continue
+            domain = record.machine.domain
+            macs = frozenset(i.mac_address for i in domain.interfaces if i.mac_address)
+            places = self.files.kept_places(record)
+            found.append(Neighbour(domain.uuid, domain.name, macs, places, record.migration_id))
+        return found
 
     def _prepared(
         self, record: TargetRecord, report: preflight_pb2.PreflightReport
@@ -193,7 +219,7 @@ class TargetSteps:
         if record.phase is TargetPhase.PREPARED:
             digests = self._verify(record, request)
             self._data_port.close_session(fence.migration_id)
-            self.files.drop_duplicates(record, digests)
+            self._share_twins(record, digests)
         # From here on the files may change: a build that is cut off is repeated
         # without comparing them with what was sent.
         if record.phase is not TargetPhase.UNDEFINED:
@@ -245,6 +271,17 @@ class TargetSteps:
                     },
                 )
         return expected
+
+    def _share_twins(self, record: TargetRecord, digests: dict[str, str]) -> None:
+        """Use files that were here already in place of identical ones that arrived."""
+        twins = self.files.twins(record)
+        if not twins:
+            return
+        written = self._hypervisor.in_use_by_others(
+            record.domain_uuid, list(twins.values()), written=True
+        )
+        unchanging = {id_: twin for id_, twin in twins.items() if twin not in written}
+        self.files.drop_duplicates(record, unchanging, digests)
 
     def _digest(self, record: TargetRecord, file: CreatedFile) -> str:
         # The receiver's memory of the session went with an earlier hostd.
@@ -335,22 +372,22 @@ class TargetSteps:
         self._data_port.close_session(record.migration_id)
         if may_be_defined:
             self._hypervisor.remove_built(record.migration_id, record.domain_uuid)
-        self.files.remove(record, keep=self._backing_files_in_use(record))
+        self.files.remove(record, keep=self._shared_files_in_use(record))
         self._records.drop_stop(record.migration_id)
         self._records.drop_target(record.migration_id)
         log.info("removed everything of the move")
 
-    def _backing_files_in_use(self, record: TargetRecord) -> set[Path]:
-        """Backing files that this move brought and another machine here needs by now."""
+    def _shared_files_in_use(self, record: TargetRecord) -> set[Path]:
+        """Backing files and media that this move brought and another machine needs by now."""
         arrived = self._records.created_files(record.migration_id)
-        backing = [
+        shared = [
             arrived[volume.volume_id].path
             for volume in record.machine.domain.volumes
-            if volume.kind == domain_pb2.VOLUME_KIND_BACKING and volume.volume_id in arrived
+            if volume.kind in SHARED and volume.volume_id in arrived
         ]
-        if not backing:
+        if not shared:
             return set()
-        return self._hypervisor.in_use_by_others(record.domain_uuid, backing)
+        return self._hypervisor.in_use_by_others(record.domain_uuid, shared)
 
     def forget(self, migration_id: str) -> None:
         """Drop the small things of a move that ended with the machine living here.

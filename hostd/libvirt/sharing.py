@@ -15,10 +15,11 @@ import libvirt
 
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
-from hostd.disks.chain import DiskTop, read_chain
+from hostd.disks.chain import ChainLink, DiskTop, read_chain
 from hostd.disks.roots import StorageRoots
 from hostd.libvirt.domains import read_definition, source_path
 from hostd.libvirt.errors import translated
+from hostd.v1 import domain_pb2
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class Sharer:
         path: The file.
         domain_name: libvirt name of the domain.
         volume_id: What the file is to it.
+        writes: It is a disk that the domain may write to.
     """
 
     path: Path
     domain_name: str
     volume_id: str
+    writes: bool = False
 
     def __str__(self) -> str:
         return f"{self.path} is also {self.volume_id} of the domain {self.domain_name}"
@@ -61,17 +64,17 @@ def find_sharers(
             if error.reason is Reason.DOMAIN_NOT_FOUND:
                 continue
             raise
-        for volume_id, path in files:
-            real = os.path.realpath(path)
+        for link in files:
+            real = os.path.realpath(link.path)
             if real in wanted:
-                found.append(Sharer(wanted[real], name, volume_id))
+                writes = link.kind == domain_pb2.VOLUME_KIND_DISK
+                found.append(Sharer(wanted[real], name, link.volume_id, writes))
     return found
 
 
-def _files(dom: libvirt.virDomain, roots: StorageRoots) -> Iterator[tuple[str, Path]]:
+def _files(dom: libvirt.virDomain, roots: StorageRoots) -> Iterator[ChainLink]:
     for disk in read_definition(dom).disks:
         path, _ = source_path(dom.connect(), disk)
         if path is not None:
             top = DiskTop(disk.target, disk.kind, path, disk.format, disk.read_only)
-            for link in read_chain(top, roots).links:
-                yield link.volume_id, link.path
+            yield from read_chain(top, roots).links

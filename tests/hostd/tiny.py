@@ -1,0 +1,63 @@
+"""Machines with small disks and no system: for moves of what is off."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.hostd.fleet import Guest, HostdHost, TwoHosts
+from tests.lab.host import IMAGES
+
+
+def make_image(host: HostdHost, name: str, *, format_: str = "qcow2", backing: str = "") -> None:
+    """Make a disk image of 1 MiB below the storage root, an overlay if `backing` is given."""
+    path = f"{IMAGES}/{name}"
+    chain = ["-b", backing, "-F", "raw"] if backing else []
+    host.host.run("mkdir", "-p", path.rpartition("/")[0])
+    host.host.run("qemu-img", "create", "-q", "-f", format_, *chain, path, "1M")
+    host.host.run("qemu-io", "-f", format_, "-c", "write -q -P 7 0 64k", path)
+
+
+def disk(name: str, target: str = "vda", *, format_: str = "qcow2", more: str = "") -> str:
+    """A <disk> of an image below the storage root."""
+    return (
+        f"<disk type='file' device='disk'><driver name='qemu' type='{format_}'/>"
+        f"<source file='{IMAGES}/{name}'/><target dev='{target}' bus='virtio'/>{more}</disk>"
+    )
+
+
+def cdrom(name: str, target: str = "sda") -> str:
+    """A CD-ROM with an image below the storage root in it."""
+    return (
+        "<disk type='file' device='cdrom'><driver name='qemu' type='raw'/>"
+        f"<source file='{IMAGES}/{name}'/><target dev='{target}' bus='sata'/><readonly/></disk>"
+    )
+
+
+def define(host: HostdHost, name: str, devices: str) -> Guest:
+    """Define a machine that is off."""
+    guest = Guest(name, str(uuid.uuid4()))
+    xml = host.host.path(f"/run/{name}.xml")
+    xml.write_text(
+        f"<domain type='qemu'><name>{name}</name><uuid>{guest.uuid}</uuid>"
+        "<memory unit='MiB'>32</memory><vcpu>1</vcpu>"
+        f"<os><type arch='x86_64' machine='q35'>hvm</type></os><devices>{devices}</devices>"
+        "</domain>",
+        "utf-8",
+    )
+    host.host.virsh("define", f"/run/{name}.xml")
+    xml.unlink()
+    return guest
+
+
+@contextmanager
+def emptied(fleet: TwoHosts) -> Iterator[None]:
+    """Afterwards no domain and no file below the storage roots is left."""
+    yield
+    fleet.revive()
+    for each in fleet.hosts.values():
+        for domain_uuid in each.host.virsh("list", "--all", "--uuid").split():
+            each.host.virsh("destroy", domain_uuid, check=False)
+            each.host.virsh("undefine", domain_uuid, "--nvram", "--snapshots-metadata")
+        each.host.run("find", IMAGES, "-mindepth", "1", "-delete")
