@@ -23,9 +23,9 @@ def nothing_left(fleet: TwoHosts) -> Iterator[None]:
         yield
 
 
-def arrive(source: HostdHost, target: HostdHost, guest: Guest, **kwargs: int) -> Move:
+def arrive(source: HostdHost, target: HostdHost, guest: Guest, saga_seq: int = 1) -> Move:
     """Move a machine that is off, up to where it is built."""
-    move = Move(source, target, guest.uuid, **kwargs)
+    move = Move(source, target, guest.uuid, saga_seq=saga_seq)
     move.prepare()
     move.stop(Mode.MODE_GRACEFUL)
     move.park()

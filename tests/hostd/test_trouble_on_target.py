@@ -140,7 +140,7 @@ def map_to(root: str, name: str) -> Callable[[preflight_pb2.IncomingMachine], ob
     [
         (same_name, Reason.TARGET_NAME_TAKEN, "Another domain called"),
         (same_uuid, Reason.TARGET_UUID_TAKEN, "(stranger) is here already"),
-        (same_mac, Reason.TARGET_MAC_TAKEN, "The domain stranger here has the MAC address"),
+        (same_mac, Reason.TARGET_MAC_TAKEN, "The domain stranger is here with the MAC address"),
         (another_bridge, Reason.TARGET_LACKS_BRIDGE, "no br9 here; there are bridges br0"),
         (another_network, Reason.TARGET_LACKS_NETWORK, "no active libvirt network lan9"),
         (a_small_disk, Reason.TARGET_LACKS_SPACE, "4.0 MiB are free in root images"),
