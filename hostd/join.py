@@ -11,7 +11,6 @@ the configuration last: a join that dies half-way can be repeated.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import secrets
 import socket
@@ -28,6 +27,7 @@ from cryptography.x509.oid import NameOID
 from grpc_status import rpc_status
 
 from controlplane.common.errors import DroverError
+from controlplane.common.foreign_json import decode
 from controlplane.common.identity import host_identity
 from controlplane.v1 import host_service_pb2, host_service_pb2_grpc
 from hostd.config import HostdConfig, ListenConfig, TlsConfig, is_address, read_config
@@ -96,8 +96,8 @@ def decode_token(word: str) -> JoinToken:
     word = word.strip()
     try:
         raw = base64.b64decode(word + "=" * (-len(word) % 4), altchars=b"-_", validate=True)
-        token = msgspec.json.decode(raw, type=JoinToken)
-    except (binascii.Error, ValueError, msgspec.DecodeError) as error:
+        token = decode(raw, JoinToken)
+    except ValueError as error:
         raise JoinError("The join token is damaged. Copy the whole word again.") from error
     if token.v != _TOKEN_VERSION:
         raise JoinError(

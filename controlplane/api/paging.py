@@ -8,12 +8,12 @@ after a key, so rows that come or go in between disturb nothing.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 
 import msgspec
 
 from controlplane.common.errors import DroverError, Violation
+from controlplane.common.foreign_json import decode
 from controlplane.common.reasons import Reason
 
 DEFAULT_PAGE_SIZE = 100
@@ -70,8 +70,8 @@ def decode_token(
         return None
     try:
         raw = base64.b64decode(word + "=" * (-len(word) % 4), altchars=b"-_", validate=True)
-        token = msgspec.json.decode(raw, type=_Token)
-    except (binascii.Error, ValueError, msgspec.DecodeError):
+        token = decode(raw, _Token)
+    except ValueError:
         raise invalid_token("It is not a token that this service made.") from None
     if any("\0" in part for part in token.k):
         # No row has such a key, and PostgreSQL no text.

@@ -14,12 +14,13 @@ the secret is 256 random bits and cannot be guessed from its hash.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import secrets
 
 import msgspec
+
+from controlplane.common.foreign_json import decode
 
 TOKEN_VERSION = 1
 _SECRET_BYTES = 32
@@ -62,8 +63,8 @@ class JoinToken(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             raw = base64.b64decode(word + "=" * (-len(word) % 4), altchars=b"-_", validate=True)
-            token = msgspec.json.decode(raw, type=cls)
-        except (binascii.Error, ValueError, msgspec.DecodeError) as error:
+            token = decode(raw, cls)
+        except ValueError as error:
             raise ValueError("the join token is damaged; copy the whole word again") from error
         if token.v != TOKEN_VERSION:
             raise ValueError(f"the join token has version {token.v}, not {TOKEN_VERSION}")

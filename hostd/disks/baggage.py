@@ -34,6 +34,8 @@ MAX_MEMBERS = 8192
 _MAX_WINDOW_BYTES = 128 << 20
 _LEVEL = 6
 _BLOCK_BYTES = 1 << 20
+# The headers of one member with their pax records, and what is read ahead.
+_HEADER_BYTES = 256 << 10
 
 
 def pack(directory: Path, archive: Path) -> Path:
@@ -123,6 +125,7 @@ def _unpack_stream(file: BinaryIO, into: Path) -> None:
                     problem = "it is neither a file nor a directory"
                 if problem:
                     raise ValueError(f"{member.name[:80]!r}: {problem}")
+                bounded.allow(member.size + _HEADER_BYTES)
                 _extract(tar, member, into / member.name)
 
 
@@ -165,12 +168,19 @@ def _unpackable(name: str, problem: str) -> DroverError:
 
 
 class _Bounded(io.RawIOBase):
-    """A stream that refuses to give more than an archive may hold."""
+    """A stream that gives no more than the next member needs.
+
+    tarfile reads a long name or a pax record whole, before anybody can look at its
+    size.
+    """
 
     def __init__(self, stream: zstandard.ZstdDecompressionReader) -> None:
         self._stream = stream
-        # Headers and padding beside the content: two blocks each, and pax records.
-        self._left_bytes = MAX_TOTAL_BYTES + MAX_MEMBERS * 4096
+        self._left_bytes = _HEADER_BYTES
+
+    def allow(self, size_bytes: int) -> None:
+        """Let so much be read from now on, and no more."""
+        self._left_bytes = size_bytes
 
     def readable(self) -> bool:
         return True

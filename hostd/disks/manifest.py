@@ -19,6 +19,7 @@ import structlog
 from google.protobuf import json_format
 
 from controlplane.common.errors import DroverError
+from controlplane.common.foreign_json import decode
 from controlplane.common.reasons import Reason
 from hostd.disks.durable import write_file
 from hostd.disks.roots import PARKING_DIRECTORY, StorageRoots
@@ -162,13 +163,15 @@ def read_manifest(home: Home) -> Manifest:
         DroverError: DISK_IO_ERROR.
     """
     try:
-        return msgspec.json.decode(home.manifest.read_bytes(), type=Manifest)
-    except (OSError, msgspec.MsgspecError) as error:
+        manifest = decode(home.manifest.read_bytes(), Manifest)
+        volumes_of(manifest)
+    except (OSError, ValueError, json_format.ParseError) as error:
         raise DroverError(
             Reason.DISK_IO_ERROR,
             f"The manifest {home.manifest} cannot be read: {error}.",
             subject=str(home.manifest),
         ) from error
+    return manifest
 
 
 def write_manifest(home: Home, manifest: Manifest) -> None:

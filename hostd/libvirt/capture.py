@@ -21,6 +21,7 @@ import libvirt
 import msgspec
 
 from controlplane.common.errors import DroverError
+from controlplane.common.foreign_json import decode
 from controlplane.common.reasons import Reason
 from hostd.disks.durable import (
     Owner,
@@ -148,8 +149,8 @@ def read_meta(directory: Path) -> Meta:
         DroverError: BUILD_FAILED when it is missing or malformed.
     """
     try:
-        return msgspec.json.decode((directory / META).read_bytes(), type=Meta)
-    except (OSError, msgspec.MsgspecError) as error:
+        return decode((directory / META).read_bytes(), Meta)
+    except (OSError, ValueError) as error:
         raise DroverError(
             Reason.BUILD_FAILED, f"{directory / META} cannot be read: {error}."
         ) from error

@@ -207,8 +207,7 @@ def _set_topology(topology: etree._Element, vcpus: int) -> None:
 
 
 def _count(topology: etree._Element, name: str) -> int:
-    value = topology.get(name, "1")
-    return int(value) if value.isascii() and value.isdigit() and int(value) > 0 else 1
+    return _count_or_zero(topology.get(name, "1")) or 1
 
 
 def _keep_pins_below(pin: etree._Element, vcpus: int) -> None:
@@ -217,18 +216,20 @@ def _keep_pins_below(pin: etree._Element, vcpus: int) -> None:
         if _count_or_zero(pin.get("vcpu", "")) >= vcpus:
             _remove(pin)
         return
-    kept = sorted(cpu for cpu in _cpu_set(pin.get("vcpus", "")) if cpu < vcpus)
+    kept = sorted(_cpu_set(pin.get("vcpus", ""), below=vcpus))
     if not kept:
         _remove(pin)
     else:
         pin.set("vcpus", ",".join(str(cpu) for cpu in kept))
 
 
-def _cpu_set(text: str) -> set[int]:
+def _cpu_set(text: str, *, below: int) -> set[int]:
+    """The CPUs that a list as "0-3,^2" names, those below a number only."""
     cpus: set[int] = set()
     for part in text.split(","):
         low, dash, high = part.strip().lstrip("^").partition("-")
-        span = range(_count_or_zero(low), _count_or_zero(high if dash else low) + 1)
+        end = min(_count_or_zero(high if dash else low) + 1, below)
+        span = range(_count_or_zero(low), end)
         cpus = cpus - set(span) if part.strip().startswith("^") else cpus | set(span)
     return cpus
 
