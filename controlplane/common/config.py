@@ -40,6 +40,8 @@ def load_config(path: Path, schema: type[T], environ: Mapping[str, str] | None =
         raise ConfigError(f"{path}: no such file. Make it with the init or join command.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deeply.") from None
     _override(raw, os.environ if environ is None else environ)
     try:
         return msgspec.convert(raw, schema, strict=True, dec_hook=_decode_path)
@@ -54,7 +56,7 @@ def _override(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
             continue
         try:
             value: Any = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             value = text
         target = raw.setdefault(section.lower(), {})
         if isinstance(target, dict):
