@@ -214,9 +214,7 @@ def _mac(machine: _Machine, facts: TargetFacts) -> Check:
     for other in facts.neighbours:
         for mac in sorted(mine & other.mac_addresses):
             if other.uuid != machine.domain.uuid:
-                message = (
-                    f"The domain {other.name}, which {other.where}, has the MAC address {mac}."
-                )
+                message = f"The domain {other.name} {other.where} with the MAC address {mac}."
                 fix = f"Give {other.name} another MAC address."
                 return _fail("mac", Reason.TARGET_MAC_TAKEN, message, fix)
     return _pass("mac", "No domain here has one of its MAC addresses.")
