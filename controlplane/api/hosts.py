@@ -22,7 +22,7 @@ from controlplane.domain.names import check_host_id, host_name, parse_host
 from controlplane.domain.states import HostState, VmState
 from controlplane.fleet.reports import reconcile_uuids
 from controlplane.security.tokens import new_secret, secret_digest
-from controlplane.store import hosts, instances, sightings, tokens
+from controlplane.store import hosts, instances, migrations, sightings, sql_saga, tokens
 from controlplane.v1 import host_pb2
 from controlplane.v1 import host_service_pb2 as pb
 from controlplane.v1.host_service_pb2_grpc import HostServiceServicer
@@ -115,6 +115,9 @@ class HostServicer(HostServiceServicer):
                 host = hosts.update(tx, name, state=HostState.GONE, state_reason=reason)
                 tokens.drop(tx, name)
                 self._forget_reports(tx, name)
+                for saga_id in migrations.live_sagas_on(tx, name):
+                    # What waits for the host to answer need not wait any longer.
+                    sql_saga.wake(tx, saga_id)
             return self._shown(tx, host)
 
         answer = await Call(self._services, "DeclareHostGone", request).run(host_pb2.Host, declare)

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
-from google.protobuf import any_pb2, duration_pb2, json_format
+from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from controlplane.common.reasons import Detail, Reason
 
 ERROR_DOMAIN = "drover"
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 @dataclass(frozen=True)
@@ -201,13 +200,3 @@ class Transient(Exception):
 def status_from_json(stored: Mapping[str, Any]) -> status_pb2.Status:
     """The google.rpc.Status of an error stored with `DroverError.to_json`."""
     return DroverError.from_json(stored).to_status()
-
-
-def status_code(status: status_pb2.Status) -> grpc.StatusCode:
-    """The gRPC code of a google.rpc.Status; UNKNOWN for a number outside the enum."""
-    return _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
-
-
-def status_to_json(status: status_pb2.Status) -> dict[str, Any]:
-    """A status as plain JSON, for logs and `-o json`."""
-    return dict(json_format.MessageToDict(status))

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import secrets
 
 import msgspec
@@ -79,8 +78,3 @@ def new_secret() -> str:
 def secret_digest(secret: str) -> str:
     """What is stored of a credential: its SHA-256, lower-case hex."""
     return hashlib.sha256(secret.encode()).hexdigest()
-
-
-def secret_matches(secret: str, digest: str) -> bool:
-    """Compare in constant time."""
-    return hmac.compare_digest(secret_digest(secret), digest)

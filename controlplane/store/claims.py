@@ -10,8 +10,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy import Connection
 
-from controlplane.domain.capacity import limits_of
-from controlplane.domain.model import Claim, Ratios, Size
+from controlplane.domain.model import Claim, Size
 from controlplane.domain.states import HostState
 from controlplane.store import hosts
 from controlplane.store.tables import claims
@@ -53,16 +52,6 @@ def put(tx: Connection, consumer: str, host: str, size: Size) -> None:
         tx.execute(sa.insert(claims).values(consumer=consumer, **values))
 
 
-def move(tx: Connection, consumer: str, host: str) -> bool:
-    """Hold the same size on another host; False when the consumer holds nothing."""
-    changed = tx.execute(
-        sa.update(claims)
-        .where(claims.c.consumer == consumer)
-        .values(host=host, generation=claims.c.generation + 1)
-    )
-    return changed.rowcount == 1
-
-
 def drop(tx: Connection, consumer: str) -> bool:
     """Give up the consumer's claim; False when it held none."""
     changed = tx.execute(sa.delete(claims).where(claims.c.consumer == consumer))
@@ -81,18 +70,6 @@ def claimed(tx: Connection, host: str, *, but_not: str = "") -> Size:
     return Size(
         vcpus=int(row.vcpus), memory_mib=int(row.memory_mib), disk_bytes=int(row.disk_bytes)
     )
-
-
-def fits(tx: Connection, host: str, size: Size, ratios: Ratios) -> bool:
-    """True when the host is enabled, has reported and has room for a size besides all claims.
-
-    A look only: what it saw can be taken by another transaction. Use `try_claim`
-    to look and take in one.
-    """
-    found = hosts.find(tx, host)
-    if found is None or found.state is not HostState.ENABLED or found.facts is None:
-        return False
-    return _within(claimed(tx, host), size, limits_of(found.facts, ratios))
 
 
 def try_claim(tx: Connection, consumer: str, host: str, size: Size, limits: Size) -> bool:

@@ -164,6 +164,15 @@ def live_of(tx: Connection, instance_uids: Collection[str]) -> dict[str, Migrati
     return {row.instance_uid: _migration(row) for row in tx.execute(query)}
 
 
+def live_sagas_on(tx: Connection, host: str) -> list[str]:
+    """Ids of the sagas of the moves that have not ended and have the host as an end."""
+    query = sa.select(migrations.c.saga_id).where(
+        migrations.c.state.not_in(FINAL_STATES),
+        sa.or_(migrations.c.source_host == host, migrations.c.target_host == host),
+    )
+    return list(tx.execute(query).scalars())
+
+
 def due_for_confirm(tx: Connection, now: datetime, limit: int = 100) -> list[Migration]:
     """Moves in AWAITING_CONFIRM whose deadline has passed, the oldest deadline first."""
     query = (

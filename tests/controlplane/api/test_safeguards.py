@@ -6,12 +6,14 @@ import uuid
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 import controlplane.api.migrations as servicer
 from controlplane.api.plan import Plan
 from controlplane.common.reasons import Reason
 from controlplane.domain.states import MigrationState
 from controlplane.store import instances, migrations
+from controlplane.store.saga_tables import sagas
 from controlplane.v1 import host_service_pb2, instance_service_pb2
 from controlplane.v1 import migration_service_pb2 as pb
 from tests.controlplane.api.conftest import ADMIN, Api, by, refusal
@@ -49,6 +51,16 @@ async def test_a_gone_host_is_not_added_anew_while_a_move_counts_on_it(fleet: Ap
 
     await fleet.run(end)
     assert (await fleet.hosts.AddHost(add)).join_token
+
+
+async def test_what_waits_for_a_host_is_due_once_it_is_declared_gone(fleet: Api) -> None:
+    await fleet.migrations.CreateMigration(pb.CreateMigrationRequest(instance="instances/web1"))
+    await fleet.run(lambda tx: tx.execute(sagas.update().values(wake_at=2.0**33)))
+    fleet.clock.advance(seconds=60)
+    await fleet.hosts.DeclareHostGone(
+        host_service_pb2.DeclareHostGoneRequest(name="hosts/b", reason="fire")
+    )
+    assert await fleet.run(lambda tx: tx.execute(sa.select(sagas.c.wake_at)).scalar_one()) == 0
 
 
 async def test_a_lock_is_not_shaken_off_by_a_release(fleet: Api) -> None:

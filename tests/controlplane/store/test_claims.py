@@ -5,13 +5,10 @@ import threading
 
 from sqlalchemy import Connection
 
-from controlplane.domain.capacity import limits_of
-from controlplane.domain.model import Ratios, Size
+from controlplane.domain.model import Size
 from controlplane.domain.states import HostState
 from controlplane.store import claims, hosts
 from controlplane.store.engine import Database
-from controlplane.store.types import utc_now
-from tests.controlplane.machines import make_facts
 
 ROOM = Size(vcpus=4, memory_mib=4096, disk_bytes=100)
 ONE = Size(vcpus=1, memory_mib=1024, disk_bytes=10)
@@ -30,14 +27,13 @@ async def test_a_claim_is_made_moved_and_dropped(database: Database) -> None:
         assert claims.try_claim(tx, consumer, "b", ONE, ROOM)
         assert claims.claimed(tx, "b") == ONE
         assert claims.claimed(tx, "b", but_not=consumer) == Size()
-        assert claims.move(tx, consumer, "c")
+        claims.put(tx, consumer, "c", ONE)
         assert claims.claimed(tx, "b") == Size()
         found = claims.find(tx, consumer)
         assert found is not None
         assert (found.host, found.size) == ("c", ONE)
         assert claims.drop(tx, consumer)
         assert not claims.drop(tx, consumer)
-        assert not claims.move(tx, consumer, "b")
         assert claims.find(tx, consumer) is None
 
     await database.run(work)
@@ -63,19 +59,6 @@ async def test_no_room_on_hosts_that_are_not_enabled_or_unknown(database: Databa
         assert not claims.try_claim(tx, "migrations/m", "b", ONE, ROOM)
         assert not claims.try_claim(tx, "migrations/m", "zz", ONE, ROOM)
         assert claims.find(tx, "migrations/m") is None
-
-    await database.run(work)
-
-
-async def test_a_look_at_the_room_goes_by_the_facts(database: Database) -> None:
-    def work(tx: Connection) -> None:
-        add_host(tx)
-        assert not claims.fits(tx, "b", ONE, Ratios())
-        hosts.record_report(tx, "b", make_facts("b"), utc_now())
-        assert claims.fits(tx, "b", ONE, Ratios())
-        limits = limits_of(make_facts("b"), Ratios())
-        assert claims.try_claim(tx, "migrations/m", "b", limits, limits)
-        assert not claims.fits(tx, "b", ONE, Ratios())
 
     await database.run(work)
 
