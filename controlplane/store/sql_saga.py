@@ -7,10 +7,8 @@ transaction. A runner whose lease was taken over therefore changes nothing.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -28,7 +26,6 @@ from controlplane.saga.definition import (
 from controlplane.saga.log import (
     CLAIMABLE_STATES,
     LIVE_STATES,
-    Event,
     EventKind,
     SagaState,
     SagaView,
@@ -36,21 +33,12 @@ from controlplane.saga.log import (
 )
 from controlplane.saga.plan import past_pivot
 from controlplane.saga.store import Appended, Lease
-from controlplane.store.saga_tables import saga_events, sagas
+from controlplane.store.saga_rows import get as get
+from controlplane.store.saga_rows import insert_event, now
+from controlplane.store.saga_tables import sagas
 
 _CLAIMABLE = [state.value for state in CLAIMABLE_STATES]
 _LIVE = [state.value for state in LIVE_STATES]
-
-
-def now(tx: Connection) -> sa.ColumnElement[float]:
-    """The present in seconds since the epoch.
-
-    The server's clock on PostgreSQL, where several replicas have to agree; the
-    host's on SQLite, which has no other.
-    """
-    if tx.dialect.name == "postgresql":
-        return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Float(53))
-    return sa.literal(time.time(), sa.Float(53))
 
 
 class SqlSagaStore:
@@ -132,7 +120,7 @@ class SqlSagaStore:
                     "generation": sagas.c.generation + 1,
                 }
         row = self._write(tx, lease, changes)
-        event = _insert_event(
+        event = insert_event(
             tx, lease.saga_id, lease.generation, kind, step, row.attempt, output, error
         )
         return Appended(event, row.cancel_requested)
@@ -241,51 +229,6 @@ def create(
     return new_id
 
 
-def get(tx: Connection, saga_id: str) -> SagaView:
-    """A saga with its log.
-
-    Raises:
-        KeyError: There is no such saga.
-    """
-    row = tx.execute(sa.select(*sagas.c).where(sagas.c.id == saga_id)).one_or_none()
-    if row is None:
-        raise KeyError(saga_id)
-    events = tx.execute(
-        sa.select(*saga_events.c)
-        .where(saga_events.c.saga_id == saga_id)
-        .order_by(saga_events.c.seq)
-    )
-    return SagaView(
-        id=row.id,
-        seq=row.seq,
-        subject=row.subject,
-        kind=row.kind,
-        version=row.version,
-        params=row.params,
-        state=SagaState(row.state),
-        generation=row.generation,
-        owner=row.owner,
-        attempt=row.attempt,
-        cancel_requested=row.cancel_requested,
-        error=row.error,
-        create_time=_time(row.create_time),
-        update_time=_time(row.update_time),
-        events=tuple(
-            Event(
-                seq=e.seq,
-                kind=EventKind(e.kind),
-                step=e.step,
-                generation=e.generation,
-                attempt=e.attempt,
-                output=e.output,
-                error=e.error,
-                time=_time(e.time),
-            )
-            for e in events
-        ),
-    )
-
-
 def request_cancel(tx: Connection, saga: Saga, saga_id: str) -> None:
     """Have a saga turn round at the next boundary; nothing changes if it already does.
 
@@ -327,7 +270,7 @@ def retry_stuck(tx: Connection, saga: Saga, saga_id: str) -> SagaState:
     row = _lock(tx, saga_id)
     if row.state != SagaState.STUCK.value:
         raise NotStuck(f"saga {saga_id} is {row.state}")
-    event = _insert_event(
+    event = insert_event(
         tx, saga_id, row.generation, EventKind.RETRIED, "", row.attempt, None, None
     )
     view = get(tx, saga_id)
@@ -360,7 +303,7 @@ def abandon(tx: Connection, saga: Saga, saga_id: str, reason: str, comment: str)
             update_time=now(tx),
         )
     )
-    event = _insert_event(
+    event = insert_event(
         tx, saga_id, row.generation, EventKind.ABANDONED, "", row.attempt, None, why
     )
     saga.observe(tx, get(tx, saga_id), event)
@@ -387,49 +330,3 @@ def _lock(tx: Connection, saga_id: str) -> sa.Row[Any]:
     if row is None:
         raise KeyError(saga_id)
     return row
-
-
-def _insert_event(
-    tx: Connection,
-    saga_id: str,
-    generation: int,
-    kind: EventKind,
-    step: str,
-    attempt: int,
-    output: Any,
-    error: Mapping[str, Any] | None,
-) -> Event:
-    last = tx.execute(
-        sa.select(sa.func.coalesce(sa.func.max(saga_events.c.seq), 0)).where(
-            saga_events.c.saga_id == saga_id
-        )
-    ).scalar_one()
-    row = tx.execute(
-        sa.insert(saga_events)
-        .values(
-            saga_id=saga_id,
-            seq=last + 1,
-            step=step,
-            kind=kind.value,
-            generation=generation,
-            attempt=attempt,
-            output=output,
-            error=None if error is None else dict(error),
-            time=now(tx),
-        )
-        .returning(saga_events.c.time)
-    ).one()
-    return Event(
-        seq=last + 1,
-        kind=kind,
-        step=step,
-        generation=generation,
-        attempt=attempt,
-        output=output,
-        error=error,
-        time=_time(row.time),
-    )
-
-
-def _time(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

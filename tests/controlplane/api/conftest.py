@@ -44,7 +44,9 @@ from controlplane.store.types import utc_now
 from controlplane.v1 import flavor_service_pb2_grpc as flavor_grpc
 from controlplane.v1 import host_service_pb2_grpc as host_grpc
 from controlplane.v1 import instance_service_pb2_grpc as instance_grpc
+from controlplane.v1 import migration_service_pb2 as pb
 from controlplane.v1 import migration_service_pb2_grpc as migration_grpc
+from tests.controlplane.machines import make_domain
 from tests.controlplane.simulated_host import SimulatedHost, served
 
 FLEET = "lab"
@@ -226,3 +228,26 @@ async def api(database: Database, tmp_path: Path) -> AsyncIterator[Api]:
         )
         await server.stop(0)
         await clients.close()
+
+
+@pytest.fixture
+async def moving(api: Api) -> Api:
+    """Hosts a and b; web1 is on its way from a to b."""
+    for name in ("a", "b"):
+        await api.add_host(name)
+    api.simulated["a"].put(make_domain())
+    await api.report()
+    await api.migrations.CreateMigration(
+        pb.CreateMigrationRequest(instance="instances/web1", host="hosts/b")
+    )
+    return api
+
+
+@pytest.fixture
+async def fleet(api: Api) -> Api:
+    """Hosts a, b and c; web1 runs on a."""
+    for name in ("a", "b", "c"):
+        await api.add_host(name)
+    api.simulated["a"].put(make_domain())
+    await api.report()
+    return api

@@ -1,20 +1,13 @@
 from __future__ import annotations
 
-import asyncio
 import uuid
 from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
 
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
-from controlplane.store import claims, instances, migrations
-from controlplane.store.saga_tables import sagas
-from controlplane.store.tables import claims as claims_table
-from controlplane.store.tables import migrations as migrations_table
-from controlplane.store.tables import request_ids
+from controlplane.store import claims
 from controlplane.v1 import (
     flavor_pb2,
     flavor_service_pb2,
@@ -25,66 +18,20 @@ from controlplane.v1 import (
 )
 from controlplane.v1 import migration_service_pb2 as pb
 from hostd.v1 import domain_pb2, host_pb2
-from tests.controlplane.api.conftest import ADMIN, Api, by, refusal, until
+from tests.controlplane.api.asking import (
+    MEMBER,
+    OPERATOR,
+    UID,
+    VIEWER,
+    Options,
+    ask,
+    instance,
+    nothing_changed,
+    refused,
+    rows,
+)
+from tests.controlplane.api.conftest import Api, by
 from tests.controlplane.machines import GIB, make_domain
-
-OPERATOR = "drover://lab/operator/olga"
-MEMBER = "drover://lab/member/mo/default"
-VIEWER = "drover://lab/viewer/vic"
-UID = make_domain().uuid
-Options = migration_pb2.MigrationOptions
-
-
-@pytest.fixture
-async def fleet(api: Api) -> Api:
-    """Hosts a, b and c; web1 runs on a."""
-    for name in ("a", "b", "c"):
-        await api.add_host(name)
-    api.simulated["a"].put(make_domain())
-    await api.report()
-    return api
-
-
-def ask(**changes: Any) -> pb.CreateMigrationRequest:
-    return pb.CreateMigrationRequest(**({"instance": "instances/web1"} | changes))
-
-
-async def instance(api: Api) -> instance_pb2.Instance:
-    return await api.instances.GetInstance(
-        instance_service_pb2.GetInstanceRequest(name=f"instances/{UID}")
-    )
-
-
-async def rows(api: Api) -> tuple[int, int, int]:
-    """How many moves, sagas and claims of moves there are."""
-
-    def count(tx: Any) -> tuple[int, int, int]:
-        held = tx.execute(claims_table.select()).all()
-        return (
-            len(tx.execute(migrations_table.select()).all()),
-            len(tx.execute(sagas.select()).all()),
-            sum(row.consumer.startswith("migrations/") for row in held),
-        )
-
-    return await api.run(count)
-
-
-async def nothing_changed(api: Api) -> None:
-    assert await rows(api) == (0, 0, 0)
-    found = await instance(api)
-    assert (found.migration, found.task_state) == ("", 0)
-
-
-async def refused(api: Api, request: pb.CreateMigrationRequest, caller: str = ADMIN) -> DroverError:
-    """The refusal, the same for a dry run, with nothing changed by either."""
-    error = await refusal(api.migrations.CreateMigration(request, metadata=by(caller)))
-    dry = pb.CreateMigrationRequest()
-    dry.CopyFrom(request)
-    dry.validate_only = True
-    told = await refusal(api.migrations.CreateMigration(dry, metadata=by(caller)))
-    assert told.reason is error.reason
-    assert await rows(api) == (0, 0, 0)
-    return error
 
 
 async def test_a_move_is_admitted_with_its_claim_and_saga(fleet: Api) -> None:
@@ -373,81 +320,3 @@ async def test_when_all_candidates_refuse_live_the_answer_has_all_reasons(fleet:
     }
     named = await refused(fleet, ask(host="hosts/b"))
     assert named.reason is Reason.TARGET_LACKS_CPU_FEATURE
-
-
-async def test_a_machine_moves_once_at_a_time(fleet: Api) -> None:
-    outcomes = await asyncio.gather(
-        *(fleet.migrations.CreateMigration(ask()) for _ in range(4)), return_exceptions=True
-    )
-    admitted = [o for o in outcomes if isinstance(o, migration_pb2.Migration)]
-    lost = [o for o in outcomes if isinstance(o, grpc.aio.AioRpcError)]
-    assert (len(admitted), len(lost)) == (1, 3)
-    assert {error.code() for error in lost} == {grpc.StatusCode.FAILED_PRECONDITION}
-    assert await rows(fleet) == (1, 1, 1)
-    busy = await refusal(fleet.migrations.CreateMigration(ask()))
-    assert busy.reason is Reason.INSTANCE_BUSY
-    assert admitted[0].name in busy.message
-
-
-async def test_the_last_room_is_given_once(fleet: Api) -> None:
-    names = [f"vm{n}" for n in range(4)]
-    for name in names:
-        fleet.simulated["a"].put(make_domain(name, interfaces=[]))
-    fleet.simulated["b"].facts.memory_mib = 2048
-    fleet.simulated["c"].facts.memory_mib = 100
-    await fleet.report()
-    outcomes = await asyncio.gather(
-        *(fleet.migrations.CreateMigration(ask(instance=f"instances/{name}")) for name in names),
-        return_exceptions=True,
-    )
-    admitted = [o for o in outcomes if isinstance(o, migration_pb2.Migration)]
-    assert len(admitted) == 2
-    assert {move.target_host for move in admitted} == {"hosts/b"}
-    used = await fleet.run(lambda tx: claims.claimed(tx, "b"))
-    assert used.memory_mib == 2048
-
-
-async def test_a_repeated_call_starts_one_move_and_has_the_first_answer(fleet: Api) -> None:
-    request = ask(request_id=str(uuid.uuid4()))
-    answers = await asyncio.gather(*(fleet.migrations.CreateMigration(request) for _ in range(3)))
-    again = await fleet.migrations.CreateMigration(request)
-    assert {answer.name for answer in (*answers, again)} == {again.name}
-    assert again == answers[0]
-    assert await rows(fleet) == (1, 1, 1)
-    other = ask(request_id=request.request_id, host="hosts/c")
-    reused = await refusal(fleet.migrations.CreateMigration(other))
-    assert reused.reason is Reason.REQUEST_ID_REUSED
-
-
-async def test_a_refused_call_is_not_remembered(fleet: Api) -> None:
-    request = ask(request_id=str(uuid.uuid4()), host="hosts/b")
-    fleet.simulated["b"].fail_check(Reason.TARGET_LACKS_SPACE, "full")
-    await refusal(fleet.migrations.CreateMigration(request))
-    assert not await fleet.run(lambda tx: tx.execute(request_ids.select()).all())
-    fleet.simulated["b"].failing_checks.clear()
-    move = await fleet.migrations.CreateMigration(request)
-    assert move.target_host == "hosts/b"
-
-
-async def test_options_reach_the_move(fleet: Api) -> None:
-    options = Options(
-        shutdown_mode=Options.SHUTDOWN_MODE_FORCE,
-        confirm_policy=Options.CONFIRM_POLICY_AFTER,
-        bandwidth_limit_bytes_per_second=1000,
-    )
-    options.confirm_after.FromSeconds(90)
-    move = await fleet.migrations.CreateMigration(ask(options=options))
-    options.shutdown_timeout.FromSeconds(60)
-    assert move.options == options
-    stored = await fleet.run(lambda tx: migrations.live_of(tx, [UID]))
-    assert stored[UID].options == options
-
-
-async def test_what_changed_since_the_plan_is_looked_at_again(fleet: Api) -> None:
-    host = fleet.simulated["b"]
-    host.delay_seconds = 0.5
-    call = fleet.migrations.CreateMigration(ask())
-    await until(lambda: "CheckTarget" in host.asked)
-    await fleet.run(lambda tx: instances.update(tx, UID, lock_reason="backup", locked_by=OPERATOR))
-    assert (await refusal(call)).reason is Reason.INSTANCE_LOCKED
-    assert await rows(fleet) == (0, 0, 0)

@@ -23,16 +23,6 @@ OPERATOR = "drover://lab/operator/olga"
 UID = make_domain().uuid
 
 
-@pytest.fixture
-async def fleet(api: Api) -> Api:
-    """Hosts a and b; web1 runs on a."""
-    for name in ("a", "b"):
-        await api.add_host(name)
-    api.simulated["a"].put(make_domain())
-    await api.report()
-    return api
-
-
 async def test_a_gone_host_is_not_added_anew_while_a_move_counts_on_it(fleet: Api) -> None:
     """The saga would take the new, empty host for the one that has the parked copy."""
     await fleet.migrations.CreateMigration(pb.CreateMigrationRequest(instance="instances/web1"))
