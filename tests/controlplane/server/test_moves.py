@@ -11,6 +11,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,9 @@ from controlplane.common.reasons import Reason
 from controlplane.common.rpc import TlsPaths
 from controlplane.server.app import App
 from controlplane.server.main import read_config
+from controlplane.store import migrations
+from controlplane.store.engine import Database
+from controlplane.store.types import utc_now
 from hostd.v1 import domain_pb2
 from tests.controlplane.fleet_pki import channel
 from tests.controlplane.machines import make_domain
@@ -211,6 +215,26 @@ async def test_restart_in_mid_copy_goes_on_by_itself(lab: Lab) -> None:
     assert "The control plane is back." in result.stderr
     assert lab.states() == ("parked", "running")
     assert lab.a.asked.count("StartCopy") == 1
+
+
+async def test_a_window_that_ends_while_it_is_down_is_kept(lab: Lab) -> None:
+    await lab.succeed("migrate", "web1", "--confirm", "1h")
+    settings = lab.directory / "controlplane.toml"
+    config = read_config(settings)
+    await lab.app.stop()
+
+    database = Database(config.database.url)
+    with database.transaction() as tx:
+        move = migrations.list_page(tx, limit=1)[0]
+        assert move.confirm_deadline is not None
+        migrations.update(tx, move.id, confirm_deadline=utc_now() - timedelta(seconds=1))
+    database.close()
+    assert lab.states() == ("parked", "running")
+
+    async with App(config, grace_seconds=0.2):
+        async with asyncio.timeout(30):
+            while lab.states() != ("", "running"):  # noqa: ASYNC110 bounded
+                await asyncio.sleep(0.05)
 
 
 async def test_same_request_id_moves_once(lab: Lab) -> None:
