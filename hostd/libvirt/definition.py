@@ -32,7 +32,17 @@ _HOST_DEVICES = {
     "hostdev": "passes a device of the host through",
     "filesystem": "shares a directory of the host",
     "shmem": "shares memory with other guests",
+    "lease": "holds a lease of the host's lock space",
 }
+# Files of the host, beside its disks, that the guest sees: where, and the attribute or
+# element that names the file.
+_HOST_FILES = (
+    ("devices/memory", "source/path", "memory device"),
+    ("devices/pstore", "path", "pstore device"),
+    ("os/acpi", "table", "ACPI table"),
+    ("sysinfo/entry", "@file", "firmware configuration entry"),
+    ("devices/*/rom", "@file", "option ROM"),
+)
 _HOST_INTERFACES = ("hostdev", "vhostuser", "vdpa", "internal", "client", "server", "mcast", "udp")
 _HOST_CHARACTER_DEVICES = ("dev", "pipe")
 _VOLUME_ID = re.compile(r"[A-Za-z0-9_-]{1,32}")
@@ -239,10 +249,9 @@ def _nvram(root: etree._Element) -> str:
 def _obstacles(root: etree._Element) -> Iterator[Obstacle]:
     if attribute(root, "type") not in ("kvm", "qemu"):
         yield _immovable(f"Its domain type is {attribute(root, 'type')!r}, not kvm or qemu.")
-    for name in ("hostdev", "filesystem", "shmem"):
-        for _ in root.iterfind(f"devices/{name}"):
-            yield _immovable(f"It {_HOST_DEVICES[name]} (<{name}>).")
-            break
+    for name, what in _HOST_DEVICES.items():
+        if root.find(f"devices/{name}") is not None:
+            yield _immovable(f"It {what} (<{name}>).")
     yield from _device_obstacles(root)
     if root.find("launchSecurity") is not None:
         yield _immovable("Its memory is sealed to this host's CPU (<launchSecurity>).")
@@ -252,7 +261,20 @@ def _obstacles(root: etree._Element) -> Iterator[Obstacle]:
             yield _immovable(f"It boots the {name} {path}, a file of the host.")
     if attribute(root.find("os/nvram"), "type") not in ("", "file"):
         yield _immovable("Its NVRAM is not a file.")
+    yield from _host_files(root)
     yield from _disk_obstacles(root)
+
+
+def _host_files(root: etree._Element) -> Iterator[Obstacle]:
+    for place, name, what in _HOST_FILES:
+        for element in root.iterfind(place):
+            path = (
+                attribute(element, name[1:])
+                if name.startswith("@")
+                else text_of(element.find(name))
+            )
+            if path:
+                yield _immovable(f"Its {what} is {path}, a file of the host that would stay here.")
 
 
 def _device_obstacles(root: etree._Element) -> Iterator[Obstacle]:
