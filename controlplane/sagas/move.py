@@ -62,7 +62,7 @@ from controlplane.sagas.target import (
     size_after,
     start,
     stop_on_target,
-    undefine_on_target,
+    take_down_on_target,
 )
 from controlplane.store import claims, instances, migrations
 from controlplane.store.types import utc_now
@@ -162,9 +162,10 @@ STEPS = (
         "build",
         StepKind.REMOTE,
         build,
-        undefine_on_target,
+        take_down_on_target,
         None,
-        "Undone by taking the definition away: from then on the target cannot start the machine.",
+        "Undone by taking the definition away, off first if somebody started it: from then on "
+        "the target cannot start the machine.",
     ),
     Step(
         "switch_owner",

@@ -161,7 +161,7 @@ async def build(ctx: StepContext) -> None:
 
 
 async def undefine_on_target(ctx: StepContext) -> None:
-    """Undo of `build`: the target has no definition that anybody could start."""
+    """The target has no definition any more that anybody could start."""
     move = await Move.of(ctx)
     try:
         await move.on_target(
@@ -170,6 +170,18 @@ async def undefine_on_target(ctx: StepContext) -> None:
     except DroverError as error:
         if not gone(error):
             raise
+
+
+async def take_down_on_target(ctx: StepContext) -> Wait | None:
+    """Undo of `build`: off and undefined, even if somebody on the target started it.
+
+    The machine is not the target's at this point; what it wrote there is dropped
+    with the failed move.
+    """
+    waiting = await stop_on_target(ctx)
+    if waiting is None:
+        await undefine_on_target(ctx)
+    return waiting
 
 
 async def start(ctx: StepContext) -> Wait | None:

@@ -15,7 +15,7 @@ from controlplane.common.errors import DroverError, Transient
 from controlplane.common.reasons import Reason
 from controlplane.domain.model import Size
 from controlplane.domain.states import MigrationState
-from controlplane.saga.definition import Saga, StepKind
+from controlplane.saga.definition import Saga, Step, StepContext, StepKind
 from controlplane.saga.log import SagaState
 from controlplane.sagas import ALL, MOVE, REVERT
 from controlplane.store import claims, instances, migrations, sql_saga
@@ -153,6 +153,25 @@ async def test_a_guest_that_does_not_start_on_the_target_runs_on_the_source(
     assert row.state is MigrationState.FAILED
     assert row.error is not None
     assert row.error["reason"] == "START_FAILED"
+
+
+async def test_a_guest_that_somebody_started_on_the_target_too_early_is_taken_back(
+    database: Database,
+) -> None:
+    """An operator's `virsh start` between build and the change of owner leaves no stuck move."""
+    world = MoveWorld()
+
+    def started_by_hand(step: Step) -> Step:
+        def start_and_fail(tx: Connection, ctx: StepContext) -> Any:
+            world.fleet.hosts["b"].running = True
+            raise DroverError(Reason.INSTANCE_STATE, "It has changed.")
+
+        return dataclasses.replace(step, action=start_and_fail)
+
+    saga = with_step(world.saga, "switch_owner", started_by_hand)
+    view = await conduct(database, world, saga=saga)
+    assert view.state is SagaState.UNDONE
+    await database.run(world.check_undone)
 
 
 async def test_a_target_that_refuses_hands_over_to_the_next(database: Database) -> None:
