@@ -125,8 +125,6 @@ class Hypervisor:
             reserved_bytes=reserved_bytes,
             own_files=own_files,
             others=[*parked, *coming],
-            # This process holds the port for as long as it serves.
-            data_port_open=True,
         )
         return preflight.check_target(machine, facts)
 

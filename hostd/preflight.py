@@ -62,7 +62,6 @@ class TargetFacts:
         occupied: volume_id -> path, where a file is in a volume's way.
         misplaced: volume_id -> why its place cannot be used.
         clock_synchronised: Whether the host's clock is; None when unknown.
-        data_port_open: Whether the data port listens; None when not looked at.
     """
 
     host: host_pb2.HostFacts
@@ -73,7 +72,6 @@ class TargetFacts:
     occupied: Mapping[str, str] = field(default_factory=dict)
     misplaced: Mapping[str, str] = field(default_factory=dict)
     clock_synchronised: bool | None = None
-    data_port_open: bool | None = None
 
 
 Check = preflight_pb2.PreflightCheck
@@ -387,19 +385,11 @@ def _time(machine: _Machine, facts: TargetFacts) -> Check:
     return _pass("time", "Nothing is known against this host's clock.")
 
 
-def _data_port(machine: _Machine, facts: TargetFacts) -> Check:
-    if facts.data_port_open is False:
-        message = f"The data port {facts.host.data_address} does not listen."
-        fix = "See the log of drover-hostd here."
-        return _fail("data-port", Reason.TARGET_UNREACHABLE, message, fix)
-    return _pass("data-port", f"The data port is {facts.host.data_address}.")
-
-
 _NEED_LIBVIRT: tuple[Judge, ...] = (
     _uuid, _name, _mac, _virt_type, _machine_type, _cpu, _firmware, _tpm, _memory, _vcpus,
     _network,
 )  # fmt: skip
-_ALWAYS: tuple[Judge, ...] = (_bridge, _root, _target_file, _space, _time, _data_port)
+_ALWAYS: tuple[Judge, ...] = (_bridge, _root, _target_file, _space, _time)
 
 
 # --- words

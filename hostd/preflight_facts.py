@@ -34,7 +34,6 @@ def gather_target(
     reserved_bytes: Mapping[str, int] | None = None,
     own_files: Collection[Path] = (),
     others: Sequence[Neighbour] = (),
-    data_port_open: bool | None = None,
 ) -> TargetFacts:
     """Collect what the checks of a target go by.
 
@@ -46,7 +45,6 @@ def gather_target(
         reserved_bytes: Root name -> bytes that other moves have reserved.
         own_files: Files that this migration created; they are in nobody's way.
         others: Machines that other moves have parked here or are bringing here.
-        data_port_open: Whether the data port listens, if the caller knows.
     """
     host = collect_facts(connection, roots, settings, reserved_bytes=reserved_bytes)
     occupied, misplaced = _places(roots, machine, {os.path.realpath(path) for path in own_files})
@@ -76,7 +74,6 @@ def gather_target(
         occupied=occupied,
         misplaced=misplaced,
         clock_synchronised=clock_synchronised(),
-        data_port_open=data_port_open,
     )
 
 

@@ -21,6 +21,7 @@ from hostd.facts import take_inventory
 from hostd.fence import check_uuid
 from hostd.hypervisor import Hypervisor
 from hostd.jobs import JobBoard, JobOwner, JobStore
+from hostd.reach import check_reach
 from hostd.records import Records
 from hostd.source import SourceSteps
 from hostd.steps import StepRunner, Workers
@@ -87,6 +88,12 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
     ) -> preflight_pb2.PreflightReport:
         """Could it live here?"""
         return await self.workers.read(lambda: self.target.check(request.machine))
+
+    async def CheckReach(
+        self, request: host_service_pb2.CheckReachRequest, context: Context
+    ) -> preflight_pb2.PreflightReport:
+        """Could it send there?"""
+        return await self.workers.read(lambda: check_reach(self.config.host, request.data_address))
 
     # --- the source's half
 

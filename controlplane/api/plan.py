@@ -5,6 +5,7 @@
     look      describe the machine afresh, may it leave       source host, live
     schedule  filters and weighers, a verdict for every host  pure
     look      would it run there, best candidate first        target hosts, live
+    reach     can the source send there                       source host, live
 
 Nothing is written. `moves.admit` writes the plan down, and looks once more at
 what another call could have changed in between.
@@ -13,6 +14,7 @@ what another call could have changed in between.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -95,6 +97,16 @@ class _Fleet:
     neighbours: dict[str, tuple[Neighbour, ...]]
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What the live checks of targets go by."""
+
+    services: Services
+    source: str
+    machine: preflight_pb2.IncomingMachine
+    data_addresses: Mapping[str, str]
+
+
 async def plan_move(services: Services, wish: Wish) -> Plan:
     """Find out whether, and to where, the machine can move.
 
@@ -104,7 +116,9 @@ async def plan_move(services: Services, wish: Wish) -> Plan:
     instance, flavor, fleet = await services.database.run(lambda tx: _read(tx, wish, services))
     domain = await _look_at_source(services, instance)
     placement = _schedule(services, wish, instance, domain, flavor, fleet)
-    placement = await _look_at_targets(services, instance, domain, flavor, placement)
+    data_addresses = {h.name: h.facts.data_address for h in fleet.hosts if h.facts}
+    look = _Look(services, instance.host, _incoming(domain, flavor), data_addresses)
+    placement = await _look_at_targets(look, placement)
     if not placement.chosen_host:
         raise no_valid_host(placement, instance, wish.host)
     return Plan(
@@ -238,13 +252,18 @@ def _schedule(
     return schedule(request, views)
 
 
-async def _look_at_targets(
-    services: Services,
-    instance: Instance,
-    domain: domain_pb2.Domain,
-    flavor: FlavorSize | None,
-    placement: Placement,
-) -> Placement:
+def _incoming(
+    domain: domain_pb2.Domain, flavor: FlavorSize | None
+) -> preflight_pb2.IncomingMachine:
+    machine = preflight_pb2.IncomingMachine(domain=domain)
+    if flavor is not None:
+        machine.size.vcpus = flavor.vcpus
+        machine.size.memory_mib = flavor.memory_mib
+        machine.size.root_disk_bytes = flavor.root_disk_bytes
+    return machine
+
+
+async def _look_at_targets(look: _Look, placement: Placement) -> Placement:
     """Ask the best candidates whether the machine would run there.
 
     Returns:
@@ -252,36 +271,39 @@ async def _look_at_targets(
         behind the last one that was asked are taken at their facts' word only
         as alternates; when all that were asked refuse, none is chosen.
     """
-    machine = preflight_pb2.IncomingMachine(domain=domain)
-    if flavor is not None:
-        machine.size.vcpus = flavor.vcpus
-        machine.size.memory_mib = flavor.memory_mib
-        machine.size.root_disk_bytes = flavor.root_disk_bytes
     candidates = [verdict.host for verdict in placement.verdicts if verdict.fits]
     for asked, host in enumerate(candidates):
         if asked >= LIVE_CHECKS:
             break
-        refusal = await _refusal_of(services, host, machine)
+        refusal = await _refusal_of(look, host)
         if refusal is None:
             return msgspec.structs.replace(placement, chosen_host=host)
         placement = _refused(placement, host, refusal)
     return msgspec.structs.replace(placement, chosen_host="")
 
 
-async def _refusal_of(
-    services: Services, host: str, machine: preflight_pb2.IncomingMachine
-) -> DroverError | None:
+async def _refusal_of(look: _Look, host: str) -> DroverError | None:
+    """Why a host would not take the machine, or the source could not send it there."""
     try:
-        report = await services.clients.call(
+        report = await look.services.clients.call(
             host,
             lambda h: h.CheckTarget,
-            host_service_pb2.CheckTargetRequest(machine=machine),
+            host_service_pb2.CheckTargetRequest(machine=look.machine),
+            timeout_seconds=_LOOK_SECONDS,
+        )
+        refusal = failed_checks(report, host_name(host))
+        if refusal is not None:
+            return refusal
+        report = await look.services.clients.call(
+            look.source,
+            lambda h: h.CheckReach,
+            host_service_pb2.CheckReachRequest(data_address=look.data_addresses[host]),
             timeout_seconds=_LOOK_SECONDS,
         )
     except Transient as unknown:
         return unknown.error
-    except DroverError as refusal:
-        return refusal
+    except DroverError as error:
+        return error
     return failed_checks(report, host_name(host))
 
 

@@ -41,12 +41,27 @@ async def prepare_target(ctx: StepContext) -> Prepared | Wait:
     )
     try:
         prepared = await move.on_target(lambda h: h.PrepareTarget, request)
+        await refuse_out_of_reach(move, prepared.data_address)
     except DroverError as error:
         if error.reason is Reason.STALE_GENERATION:
             raise
         return await go_to_next_host(move, error)
     await ctx.transaction(lambda tx: leave_disk_to_the_host(tx, move.row))
     return Prepared(data_identity=prepared.data_identity)
+
+
+async def refuse_out_of_reach(move: Move, data_address: str) -> None:
+    """Have the source connect to the target's data port once, while the guest still runs.
+
+    Raises:
+        DroverError: TARGET_UNREACHABLE.
+    """
+    report = await move.on_source(
+        lambda h: h.CheckReach, hostd.CheckReachRequest(data_address=data_address)
+    )
+    refusal = failed_checks(report, host_name(move.row.target_host))
+    if refusal is not None:
+        raise refusal
 
 
 def leave_disk_to_the_host(tx: Connection, row: Migration) -> None:

@@ -109,6 +109,28 @@ class CheckTargetRequest(_message.Message):
 Global___CheckTargetRequest: _TypeAlias = CheckTargetRequest  # noqa: Y015
 
 @_typing.final
+class CheckReachRequest(_message.Message):
+    """CheckReachRequest names the port that a copy would go to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_ADDRESS_FIELD_NUMBER: _builtins.int
+    data_address: _builtins.str
+    """Data port of the target, HOST:PORT. Required."""
+    def __init__(
+        self,
+        *,
+        data_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_address", b"data_address"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckReachRequest: _TypeAlias = CheckReachRequest  # noqa: Y015
+
+@_typing.final
 class PrepareTargetRequest(_message.Message):
     """PrepareTargetRequest describes the machine that will come."""
 

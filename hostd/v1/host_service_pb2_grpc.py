@@ -65,6 +65,11 @@ class HostServiceStub:
                 request_serializer=hostd_dot_v1_dot_host__service__pb2.CheckTargetRequest.SerializeToString,
                 response_deserializer=hostd_dot_v1_dot_preflight__pb2.PreflightReport.FromString,
                 _registered_method=True)
+        self.CheckReach = channel.unary_unary(
+                '/hostd.v1.HostService/CheckReach',
+                request_serializer=hostd_dot_v1_dot_host__service__pb2.CheckReachRequest.SerializeToString,
+                response_deserializer=hostd_dot_v1_dot_preflight__pb2.PreflightReport.FromString,
+                _registered_method=True)
         self.PrepareTarget = channel.unary_unary(
                 '/hostd.v1.HostService/PrepareTarget',
                 request_serializer=hostd_dot_v1_dot_host__service__pb2.PrepareTargetRequest.SerializeToString,
@@ -186,6 +191,14 @@ class HostServiceServicer:
 
     def CheckTarget(self, request, context):
         """CheckTarget says whether the machine could live on this host now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckReach(self, request, context):
+        """CheckReach says whether this host can connect to the data port of another
+        one now. Its one check is "data-port".
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -350,6 +363,11 @@ def add_HostServiceServicer_to_server(servicer, server):
             'CheckTarget': grpc.unary_unary_rpc_method_handler(
                     servicer.CheckTarget,
                     request_deserializer=hostd_dot_v1_dot_host__service__pb2.CheckTargetRequest.FromString,
+                    response_serializer=hostd_dot_v1_dot_preflight__pb2.PreflightReport.SerializeToString,
+            ),
+            'CheckReach': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckReach,
+                    request_deserializer=hostd_dot_v1_dot_host__service__pb2.CheckReachRequest.FromString,
                     response_serializer=hostd_dot_v1_dot_preflight__pb2.PreflightReport.SerializeToString,
             ),
             'PrepareTarget': grpc.unary_unary_rpc_method_handler(
@@ -552,6 +570,33 @@ class HostService:
             target,
             '/hostd.v1.HostService/CheckTarget',
             hostd_dot_v1_dot_host__service__pb2.CheckTargetRequest.SerializeToString,
+            hostd_dot_v1_dot_preflight__pb2.PreflightReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckReach(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hostd.v1.HostService/CheckReach',
+            hostd_dot_v1_dot_host__service__pb2.CheckReachRequest.SerializeToString,
             hostd_dot_v1_dot_preflight__pb2.PreflightReport.FromString,
             options,
             channel_credentials,

@@ -54,6 +54,10 @@ class HostServiceStub:
     """CheckSource says whether the domain could leave this host now."""
     CheckTarget: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.CheckTargetRequest, _preflight_pb2.PreflightReport]
     """CheckTarget says whether the machine could live on this host now."""
+    CheckReach: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.CheckReachRequest, _preflight_pb2.PreflightReport]
+    """CheckReach says whether this host can connect to the data port of another
+    one now. Its one check is "data-port".
+    """
     PrepareTarget: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.PrepareTargetRequest, _host_service_pb2.PrepareTargetResponse]
     """PrepareTarget checks as CheckTarget does and reserves space for the
     incoming volumes. FAILED_PRECONDITION with the first failed check's reason
@@ -145,6 +149,10 @@ class HostServiceAsyncStub(HostServiceStub):
     """CheckSource says whether the domain could leave this host now."""
     CheckTarget: _aio.UnaryUnaryMultiCallable[_host_service_pb2.CheckTargetRequest, _preflight_pb2.PreflightReport]  # type: ignore[assignment]
     """CheckTarget says whether the machine could live on this host now."""
+    CheckReach: _aio.UnaryUnaryMultiCallable[_host_service_pb2.CheckReachRequest, _preflight_pb2.PreflightReport]  # type: ignore[assignment]
+    """CheckReach says whether this host can connect to the data port of another
+    one now. Its one check is "data-port".
+    """
     PrepareTarget: _aio.UnaryUnaryMultiCallable[_host_service_pb2.PrepareTargetRequest, _host_service_pb2.PrepareTargetResponse]  # type: ignore[assignment]
     """PrepareTarget checks as CheckTarget does and reserves space for the
     incoming volumes. FAILED_PRECONDITION with the first failed check's reason
@@ -257,6 +265,16 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_preflight_pb2.PreflightReport, _abc.Awaitable[_preflight_pb2.PreflightReport]]:
         """CheckTarget says whether the machine could live on this host now."""
+
+    @_abc_1.abstractmethod
+    def CheckReach(
+        self,
+        request: _host_service_pb2.CheckReachRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_preflight_pb2.PreflightReport, _abc.Awaitable[_preflight_pb2.PreflightReport]]:
+        """CheckReach says whether this host can connect to the data port of another
+        one now. Its one check is "data-port".
+        """
 
     @_abc_1.abstractmethod
     def PrepareTarget(

@@ -31,6 +31,7 @@ class SimulatedHost(HostServiceServicer):
         self.facts = make_facts(name)
         self.domains: dict[str, domain_pb2.Domain] = {}
         self.failing_checks: list[preflight_pb2.PreflightCheck] = []
+        self.out_of_reach: set[str] = set()
         self.refusal: DroverError | None = None
         self.delay_seconds = 0.0
         self.asked: list[str] = []
@@ -73,6 +74,20 @@ class SimulatedHost(HostServiceServicer):
     ) -> preflight_pb2.PreflightReport:
         await self._answer("CheckTarget")
         return preflight_pb2.PreflightReport(checks=self.failing_checks)
+
+    async def CheckReach(  # noqa: N802
+        self, request: Any, context: Any
+    ) -> preflight_pb2.PreflightReport:
+        await self._answer("CheckReach")
+        report = preflight_pb2.PreflightReport()
+        if request.data_address in self.out_of_reach:
+            report.checks.add(
+                check="data-port",
+                outcome=preflight_pb2.PreflightCheck.OUTCOME_FAIL,
+                reason=Reason.TARGET_UNREACHABLE.name,
+                message=f"{request.data_address} cannot be reached.",
+            )
+        return report
 
     async def _answer(self, method: str) -> None:
         self.asked.append(method)

@@ -37,7 +37,6 @@ def test_a_host_that_has_everything_passes() -> None:
     assert {c.check for c in report.checks} == {
         "libvirt", "uuid", "name", "mac", "virt-type", "machine-type", "cpu", "firmware", "tpm",
         "memory", "vcpus", "bridge", "network", "root", "target-file", "space", "time",
-        "data-port",
     }  # fmt: skip
     assert all(c.message for c in report.checks)
 
@@ -85,7 +84,6 @@ def test_a_host_that_has_everything_passes() -> None:
         ),
         (machine(), facts(occupied={"vda": "/x"}), "target-file", Reason.TARGET_FILE_EXISTS),
         (machine(), facts(misplaced={"vda": "Why."}), "target-file", Reason.DISK_OUTSIDE_ROOTS),
-        (machine(), facts(data_port_open=False), "data-port", Reason.TARGET_UNREACHABLE),
     ],
 )
 def test_what_a_host_lacks_fails_its_own_check_alone(

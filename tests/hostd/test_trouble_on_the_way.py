@@ -182,3 +182,29 @@ def test_a_host_of_another_fleet_is_no_sender(
             parked.call(fleet["b"], request)
         assert refused.value.reason is Reason.INVALID_FIELD
     undone(fleet, parked, still_guest.name)
+
+
+def test_a_port_that_a_firewall_closes_is_found_out_before_anything_is_stopped(
+    fleet: TwoHosts,
+) -> None:
+    a, b = fleet["a"], fleet["b"]
+    address = b.inventory().facts.data_address
+    ask = pb.CheckReachRequest(data_address=address)
+    (check,) = a.client(ask).checks
+    assert check.outcome == check.OUTCOME_PASS
+    rule = ("INPUT", "-p", "tcp", "--dport", "7443", "-j", "REJECT")
+    b.host.run("iptables", "-A", *rule)
+    try:
+        (check,) = a.client(ask).checks
+    finally:
+        b.host.run("iptables", "-D", *rule)
+    assert (check.outcome, check.reason) == (check.OUTCOME_FAIL, Reason.TARGET_UNREACHABLE.name)
+    assert f"a cannot connect to the data port {address}: Connection refused." in check.message
+    assert check.fix
+
+
+@pytest.mark.parametrize("address", ["", "b", "b:", ":7443", "b:x", "b:70000", "::1:7443", "b:\n1"])
+def test_what_is_no_address_is_not_connected_to(fleet: TwoHosts, address: str) -> None:
+    with pytest.raises(DroverError) as refused:
+        fleet["a"].client(pb.CheckReachRequest(data_address=address))
+    assert refused.value.reason is Reason.INVALID_FIELD

@@ -308,6 +308,20 @@ async def test_a_candidate_that_refuses_live_gives_way_to_the_next(fleet: Api) -
     ]
 
 
+async def test_a_candidate_that_the_source_cannot_reach_gives_way_to_the_next(fleet: Api) -> None:
+    fleet.simulated["b"].facts.data_address = "10.0.0.2:7443"
+    await fleet.report()
+    fleet.simulated["a"].out_of_reach = {"10.0.0.2:7443"}
+    named = await refused(fleet, ask(host="hosts/b"))
+    assert (named.reason, named.subject) == (Reason.TARGET_UNREACHABLE, "hosts/b")
+    move = await fleet.migrations.CreateMigration(ask())
+    assert [(v.host, v.reason) for v in move.placement.verdicts] == [
+        ("hosts/c", ""),
+        ("hosts/b", "TARGET_UNREACHABLE"),
+        ("hosts/a", "SAME_HOST"),
+    ]
+
+
 async def test_when_all_candidates_refuse_live_the_answer_has_all_reasons(fleet: Api) -> None:
     fleet.simulated["b"].fail_check(Reason.TARGET_LACKS_CPU_FEATURE, "avx2 is missing")
     fleet.simulated["c"].refusal = DroverError(Reason.LIBVIRT_UNAVAILABLE, "No libvirt.")

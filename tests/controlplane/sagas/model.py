@@ -91,6 +91,7 @@ class ModelFleet:
         self.copy_polls = 2
         self.copy_cuts = 0
         self.start_fails = False
+        self.out_of_reach: set[str] = set()
         self.pause: Pause | None = None
         self.refused = 0
         self._polled = 0
@@ -169,12 +170,23 @@ class ModelFleet:
     def _CheckSource(self, host: ModelHost, request: Any) -> Any:  # noqa: N802
         return preflight_pb2.PreflightReport()
 
+    def _CheckReach(self, host: ModelHost, request: Any) -> Any:  # noqa: N802
+        report = preflight_pb2.PreflightReport()
+        if request.data_address in self.out_of_reach:
+            report.checks.add(
+                check="data-port",
+                outcome=preflight_pb2.PreflightCheck.OUTCOME_FAIL,
+                reason=Reason.TARGET_UNREACHABLE.name,
+                message=f"{request.data_address} cannot be reached.",
+            )
+        return report
+
     def _PrepareTarget(self, host: ModelHost, request: Any) -> Any:  # noqa: N802
         if host.refusal is not None:
             raise host.refusal
         host.prepared = True
         return hostd.PrepareTargetResponse(
-            data_address="x:1", data_identity=f"drover://lab/host/{host.name}"
+            data_address=f"{host.name}:1", data_identity=f"drover://lab/host/{host.name}"
         )
 
     def _EnsureStopped(self, host: ModelHost, request: Any) -> Any:  # noqa: N802

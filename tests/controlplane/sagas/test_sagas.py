@@ -186,6 +186,19 @@ async def test_a_target_that_refuses_hands_over_to_the_next(database: Database) 
     assert (refused.fits, refused.reason) == (False, "TARGET_LACKS_SPACE")
 
 
+async def test_a_target_out_of_reach_of_the_source_hands_over_before_the_guest_is_stopped(
+    database: Database,
+) -> None:
+    world = MoveWorld()
+    world.fleet.out_of_reach = {"b:1"}
+    view = await conduct(database, world)
+    assert view.state is SagaState.DONE
+    await database.run(lambda tx: world.check_rests_on_target(tx, "c"))
+    assert world.fleet.hosts["b"].traces == set()
+    calls = [name for host, name in world.fleet.calls if host in ("a", "b")]
+    assert calls.index("EnsureAbsent") < calls.index("EnsureStopped")
+
+
 async def test_when_every_target_refuses_the_guest_was_never_stopped(
     database: Database,
 ) -> None:
