@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,6 +147,28 @@ async def test_a_certificate_of_another_authority_is_refused_by_tls(
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await stub(dial(mixed)).GetInventory(pb.GetInventoryRequest(), timeout=CALL_SECONDS)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_expired_certificate_is_refused_by_tls(
+    dial: Dial, pki: TestPki, tmp_path: Path
+) -> None:
+    long_ago = datetime.now(UTC) - timedelta(days=2)
+    cert, key = tmp_path / "expired.pem", tmp_path / "expired.key"
+    controlplane = Identity(FLEET, Role.CONTROLPLANE, "cp")
+    pki.authority.issue(controlplane, now=long_ago, lifetime=timedelta(days=1)).write(cert, key)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub(dial(TlsPaths(cert=cert, key=key, ca=pki.ca))).GetInventory(
+            pb.GetInventoryRequest(), timeout=CALL_SECONDS
+        )
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_message_too_big_reaches_no_call(dial: Dial, pki: TestPki) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await stub(dial(pki.controlplane())).GetDomain(
+            pb.GetDomainRequest(domain_uuid="x" * (5 << 20)), timeout=CALL_SECONDS
+        )
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_no_certificate_and_no_tls_are_refused(daemon: Daemon, pki: TestPki) -> None:
