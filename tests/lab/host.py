@@ -116,6 +116,10 @@ class Host:
         """Where a path of the host lies as seen from outside."""
         return self.directory / inside.lstrip("/")
 
+    def inside(self, path: str) -> Path:
+        """The same path as processes of the host see it, with what is mounted there."""
+        return Path(f"/proc/{self._holder()}/root") / path.lstrip("/")
+
     # --- processes -----------------------------------------------------------
 
     def enter(self, *command: str) -> list[str]:
