@@ -78,7 +78,6 @@ class Fleet:
     ) -> None:
         self.lab = Lab(directory, hosts, database_url)
         self.guest = Guest("", 0, "")
-        self.address = f"{self.lab.address}:7440"
         self._channel: grpc.Channel | None = None
 
     # --- life ----------------------------------------------------------------
@@ -125,8 +124,14 @@ class Fleet:
             pki = self.lab.pki
             names = ("ca.pem", "admin.key", "admin.pem")
             credentials = grpc.ssl_channel_credentials(*((pki / n).read_bytes() for n in names))
-            self._channel = grpc.secure_channel(self.address, credentials, _RECONNECT)
+            server = self.lab.environment["DROVER_SERVER"]
+            self._channel = grpc.secure_channel(server, credentials, _RECONNECT)
         return MigrationServiceStub(self._channel)
+
+    def talk_to(self, port: int) -> None:
+        """Talk to another replica of the control plane from now on."""
+        self._disconnect()
+        self.lab.api_port = port
 
     def _disconnect(self) -> None:
         if self._channel is not None:

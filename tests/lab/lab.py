@@ -22,6 +22,7 @@ from tests.lab.wait import wait_for
 
 BIN = Path(sys.executable).parent
 CONTROL = "ctl"
+API_PORT, ENROL_PORT, HOSTD_PORT = 7440, 7441, 7442
 
 
 class CommandFailed(AssertionError):
@@ -45,6 +46,9 @@ class Lab:
         directory: Where everything of it lies.
         hosts: Names of the hosts.
         database_url: Database of the control plane; its own SQLite file if empty.
+
+    Attributes:
+        api_port: Port of the control plane that its user talks to.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Lab:
             for number, name in enumerate(hosts, start=1)
         }
         self.database_url = database_url
+        self.api_port = API_PORT
         self.address = self.network.address(0)
         self.pki = self.directory / "pki"
         self.controlplane = Daemon(
@@ -72,9 +77,9 @@ class Lab:
                 name=f"hostd@{name}",
                 command=(),
                 log=self.directory / f"log/hostd-{name}.log",
-                ready=lambda name=name: self._listens(name),  # type: ignore[misc]
+                ready=lambda at=host.namespace: _listens(at, HOSTD_PORT),  # type: ignore[misc]
             )
-            for name in self.hosts
+            for name, host in self.hosts.items()
         }
 
     # --- life ----------------------------------------------------------------
@@ -98,7 +103,7 @@ class Lab:
         """`drover init`, and the settings that make a lab brisk."""
         self.drover(
             "init", "--dir", str(self.directory), "--state-dir", str(self.directory / "state"),
-            "--fleet", "lab", "--advertise", f"{self.address}:7440",
+            "--fleet", "lab", "--advertise", f"{self.address}:{API_PORT}",
         )  # fmt: skip
         settings = self.directory / "controlplane.toml"
         text = settings.read_text()
@@ -108,6 +113,29 @@ class Lab:
         brisk += "\n[saga]\nlease_seconds = 6\npoll_seconds = 0.2\n"
         settings.write_text(text + brisk)
 
+    def replica(self, number: int) -> tuple[Daemon, int]:
+        """A further control plane on the same database, not started.
+
+        Args:
+            number: From 1.
+
+        Returns:
+            It, and its API port.
+        """
+        text = (self.directory / "controlplane.toml").read_text()
+        for port in (API_PORT, ENROL_PORT):
+            text = text.replace(f":{port}", f":{port + 10 * number}")
+        settings = self.directory / f"controlplane-{number}.toml"
+        settings.write_text(text)
+        port = API_PORT + 10 * number
+        daemon = Daemon(
+            name=f"controlplane-{number}",
+            command=self._in_control(BIN / "drover-controlplane", "--config", settings),
+            log=self.directory / f"log/controlplane-{number}.log",
+            ready=lambda: _listens(self.network.namespace(CONTROL), port),
+        )
+        return daemon, port
+
     def join(self, name: str) -> None:
         """`drover host add` here, `drover-hostd join` there, and the daemon started."""
         host = self.hosts[name]
@@ -116,7 +144,8 @@ class Lab:
         run(
             *host.enter(
                 str(BIN / "drover-hostd"), "--config", str(config), "join", token,
-                "--address", f"{host.address}:7442", "--data-address", f"{host.address}:7443",
+                "--address", f"{host.address}:{HOSTD_PORT}",
+                "--data-address", f"{host.address}:{HOSTD_PORT + 1}",
                 "--root", f"images={IMAGES}",
             )
         )  # fmt: skip
@@ -164,7 +193,7 @@ class Lab:
         """What `.lab/env` sets."""
         return {
             "DROVER_CONFIG": str(self.directory / "cli.toml"),
-            "DROVER_SERVER": f"{self.address}:7440",
+            "DROVER_SERVER": f"{self.address}:{self.api_port}",
             "DROVER_CA": str(self.pki / "ca.pem"),
             "DROVER_CERT": str(self.pki / "admin.pem"),
             "DROVER_KEY": str(self.pki / "admin.key"),
@@ -250,9 +279,9 @@ class Lab:
         namespace = f"/run/netns/{self.network.namespace(CONTROL)}"
         return ["nsenter", f"--net={namespace}", "--", *map(str, command)]
 
-    def _listens(self, name: str) -> bool:
-        listening = run("ip", "netns", "exec", self.hosts[name].namespace, "ss", "-Hltn")
-        return f":{7442} " in listening
+
+def _listens(namespace: str, port: int) -> bool:
+    return f":{port} " in run("ip", "netns", "exec", namespace, "ss", "-Hltn")
 
 
 def _replace_line(text: str, key: str, line: str) -> str:
