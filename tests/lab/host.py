@@ -87,17 +87,22 @@ class Host:
         script = (
             f"set -e\nmount -t sysfs sysfs /sys\n{binds}hostname {self.name}\nexec sleep infinity"
         )
-        holder = subprocess.Popen(
-            ["nsenter", f"--net=/run/netns/{self.namespace}",
-             "unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", script],
-            stdin=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
+        # Its output goes to a file: a pipe would be kept open as long as the host lives.
+        with (self.directory / "holder.log").open("wb") as log:
+            holder = subprocess.Popen(
+                ["nsenter", f"--net=/run/netns/{self.namespace}",
+                 "unshare", "--mount", "--uts", "--propagation", "private", "sh", "-c", script],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
         KEPT.append(holder)
         self._pid_file.write_text(str(holder.pid))
 
         def held() -> bool:
             if holder.poll() is not None:
-                raise RuntimeError(f"namespaces of host {self.name}: exit {holder.returncode}")
+                said = (self.directory / "holder.log").read_text(errors="replace")
+                raise RuntimeError(
+                    f"namespaces of host {self.name}: exit {holder.returncode}\n{said}"
+                )
             return Path(f"/proc/{holder.pid}/comm").read_text().strip() == "sleep"
 
         wait_for(held, f"namespaces of host {self.name}")
