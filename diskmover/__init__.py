@@ -15,6 +15,7 @@ from diskmover.files import digest, discard, discard_published, open_beneath, re
 from diskmover.model import (
     FileDigest,
     IncomingVolume,
+    NbdExport,
     OutgoingVolume,
     Progress,
     Receipt,
@@ -29,6 +30,7 @@ __all__ = [
     "FileDigest",
     "IncomingVolume",
     "MoverError",
+    "NbdExport",
     "OutgoingVolume",
     "Progress",
     "Push",

@@ -10,8 +10,10 @@ _Path = str | PathLike[str]
 _Tls = tuple[_Path, _Path, _Path]
 # volume_id, root, name, size_bytes, mode, uid, gid
 _Incoming = tuple[str, _Path, str, int, int, int | None, int | None]
-# volume_id, path, size_bytes
-_Outgoing = tuple[str, _Path, int | None]
+# address, name, content_id
+_Nbd = tuple[str, str, str | None]
+# volume_id, path, export, size_bytes
+_Outgoing = tuple[str, _Path | None, _Nbd | None, int | None]
 # done, total, resumed, wire, rate, eta, limited_by, connections
 _Progress = tuple[int, int, int, int, int, float | None, str, int]
 # volume_id, size, data, zero, wire, chunk_size, digest, mode

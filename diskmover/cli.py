@@ -5,19 +5,25 @@ everybody who has a certificate of its CA. A file keeps its own name or the one
 of --name, is placed directly in --root, and never over an existing file. The
 same `push` again goes on where it stopped.
 
+`push --nbd` sends a disk as its guest sees it, read from an NBD export:
+
+    qemu-nbd --read-only --shared 8 --persistent --socket /run/web1.sock web1.qcow2
+    diskmover push --nbd unix:/run/web1.sock --name web1.raw --to b:7443 ...
+
 Exit codes: 0 done, 1 failed, 2 wrong usage, 5 out of reach (try again).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -26,7 +32,7 @@ import click
 import diskmover
 from diskmover import certs as authority
 from diskmover.errors import MoverError
-from diskmover.model import OutgoingVolume, Progress, Receipt, TlsFiles
+from diskmover.model import NbdExport, OutgoingVolume, Progress, Receipt, TlsFiles
 from diskmover.transfer import Push, Receiver
 
 EXIT_FAILED = 1
@@ -51,6 +57,24 @@ class Rate(click.ParamType[int]):
         if not digits.isdigit() or int(digits) == 0:
             self.fail(f"{value!r} is not a rate such as 20M", param, ctx)
         return int(digits) * _UNITS[unit]
+
+
+class Export(click.ParamType[NbdExport]):
+    """An NBD export: unix:PATH or tcp:HOST:PORT, and :NAME where it has one."""
+
+    name = "export"
+    _FORM = re.compile(r"(unix:[^:]+|tcp:(?:\[[^]]+\]|[^:]+):\d+)(?::(.*))?", re.DOTALL)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> NbdExport:
+        """Parse "unix:/run/web1.sock:vda" and the like."""
+        if isinstance(value, NbdExport):
+            return value
+        form = self._FORM.fullmatch(str(value))
+        if form is None:
+            self.fail(f"{value!r} is neither unix:PATH[:NAME] nor tcp:HOST:PORT[:NAME]", param, ctx)
+        return NbdExport(form[1], form[2] or "")
 
 
 def _tls_options(command: Any) -> Any:
@@ -94,7 +118,19 @@ def serve(root: Path, listen: str, as_json: bool, cert: Path, key: Path, ca: Pat
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, type=_existing)
+@click.argument("files", nargs=-1, type=_existing)
+@click.option(
+    "--nbd",
+    type=Export(),
+    metavar="unix:PATH[:NAME]",
+    help="Send a disk as its guest sees it, from this read-only NBD export (tcp:HOST:PORT[:NAME] "
+    "too, for addresses of this machine: NBD is not encrypted). Needs --name.",
+)
+@click.option(
+    "--content-id",
+    help="Promise that the export has the same bytes whenever this id is given, so that the same "
+    "command can go on where it stopped.",
+)
 @click.option("--to", required=True, metavar="HOST:PORT", help="Where `serve` listens.")
 @click.option("--name", help="Name at the other end; for one file only.")
 @click.option("--peer", help="Name or URI that the receiver's certificate must have.")
@@ -115,11 +151,26 @@ def serve(root: Path, listen: str, as_json: bool, cert: Path, key: Path, ca: Pat
 )
 @click.option("--json", "as_json", is_flag=True, help="Progress and receipts as JSON lines.")
 @_tls_options
-def push(files: tuple[Path, ...], name: str | None, as_json: bool, **options: Any) -> None:
-    """Send files; the same command again goes on where it stopped."""
+def push(
+    files: tuple[Path, ...],
+    nbd: NbdExport | None,
+    content_id: str | None,
+    name: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Send files, or an NBD export; the same command again goes on where it stopped."""
+    if bool(files) == (nbd is not None):
+        raise click.UsageError("name the files to send, or one export with --nbd")
     if name is not None and len(files) > 1:
         raise click.UsageError("--name goes with one file only")
+    if nbd is not None and name is None:
+        raise click.UsageError("an export has no file name: give one with --name")
+    if content_id is not None and nbd is None:
+        raise click.UsageError("--content-id goes with --nbd only")
     with _told(as_json):
+        if nbd is not None and name is not None:
+            _push_one(replace(nbd, content_id=content_id), name, as_json, options)
         for file in files:
             _push_one(file.resolve(), name or file.name, as_json, options)
 
@@ -146,7 +197,7 @@ def digest(file: Path) -> None:
         click.echo(f"{diskmover.digest(file).digest}  {file}")
 
 
-def _push_one(file: Path, name: str, as_json: bool, options: dict[str, Any]) -> None:
+def _push_one(source: Path | NbdExport, name: str, as_json: bool, options: dict[str, Any]) -> None:
     peer: str | None = options["peer"]
     job = Push(
         to=options["to"],
@@ -155,7 +206,7 @@ def _push_one(file: Path, name: str, as_json: bool, options: dict[str, Any]) -> 
         session_id=f"open/{name}",
         key=_NO_KEY,
         tag=name[:64],
-        volumes=[OutgoingVolume(name, file)],
+        volumes=[OutgoingVolume(name, source)],
         connections=options["connections"],
         limit_bytes_per_second=options["limit"],
         compression=_compression(options["level"], options["no_compress"]),

@@ -30,7 +30,9 @@ pub mod listener;
 pub mod local;
 pub mod medium;
 pub mod messages;
+pub mod nbd;
 pub mod opening;
+pub mod origin;
 pub mod plan;
 pub mod pool;
 #[cfg(test)]

@@ -18,6 +18,8 @@ use crate::effort::Compression;
 use crate::error::{Code, MoverError, Result};
 use crate::listener::{self, Limits};
 use crate::messages;
+use crate::nbd::address::{Address, ExportSpec};
+use crate::origin::Origin;
 use crate::progress;
 use crate::publish;
 use crate::push;
@@ -28,7 +30,8 @@ use crate::{error, local};
 
 type Tls = (PathBuf, PathBuf, PathBuf);
 type Incoming = (String, PathBuf, String, u64, u32, Option<u32>, Option<u32>);
-type Outgoing = (String, PathBuf, Option<u64>);
+type Nbd = (String, String, Option<String>);
+type Outgoing = (String, Option<PathBuf>, Option<Nbd>, Option<u64>);
 type Progress = (u64, u64, u64, u64, u64, Option<f64>, &'static str, u64);
 type Receipt = (String, u64, u64, u64, u64, u64, String, &'static str);
 type Status = (&'static str, Progress, Vec<Receipt>, Option<Py<PyAny>>);
@@ -88,6 +91,22 @@ fn compression(wanted: Option<Wanted>) -> Result<Compression> {
         Some(Wanted::Name(name)) if name == "adaptive" => Ok(Compression::Adaptive),
         Some(Wanted::Name(name)) => {
             let text = format!("{name:?} is not a way to compress; give a level or \"adaptive\"");
+            Err(MoverError::new(Code::InvalidArgument, text))
+        }
+    }
+}
+
+fn origin(path: Option<PathBuf>, nbd: Option<Nbd>) -> Result<Origin> {
+    match (path, nbd) {
+        (Some(path), None) => Ok(Origin::File(path)),
+        (None, Some((address, name, content_id))) => Ok(Origin::Nbd(ExportSpec {
+            address: Address::parse(&address)?,
+            name,
+            bitmap: None,
+            content_id,
+        })),
+        _ => {
+            let text = "a volume has either a path or an NBD export";
             Err(MoverError::new(Code::InvalidArgument, text))
         }
     }
@@ -237,6 +256,10 @@ impl Push {
         let key = secret(key).map_err(|e| raise(py, &e))?;
         let compression = self::compression(compression);
         let inner = detached(py, || {
+            let volumes = volumes
+                .into_iter()
+                .map(|(id, path, nbd, size)| Ok((id, origin(path, nbd)?, size)))
+                .collect::<Result<_>>()?;
             push::Push::start(push::Job {
                 to,
                 receiver,
