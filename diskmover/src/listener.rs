@@ -59,8 +59,6 @@ struct Shared {
     registry: Mutex<Registry>,
     /// Directory of the stand-alone tool, which needs no sessions.
     open_root: Mutex<Option<PathBuf>>,
-    /// Held while a session of the stand-alone tool is found or opened.
-    opening: Mutex<()>,
     connections: AtomicUsize,
     stop: AtomicBool,
 }
@@ -97,7 +95,6 @@ impl Receiver {
             limits,
             registry: Mutex::default(),
             open_root: Mutex::new(None),
-            opening: Mutex::new(()),
             connections: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
@@ -341,13 +338,10 @@ impl Shared {
             hello.session,
             sender.as_deref().unwrap_or_default()
         );
-        // The connections of one attempt come at the same time: the first one
-        // opens the session, the others find it.
-        let _turn = lock(&self.opening);
         let current = lock(&self.registry).sessions.get(&id).cloned();
         match current {
             Some(session) if session.has_nonce(&hello.nonce) => return Ok(session),
-            Some(session) if session.in_use(self.limits.hello) => {
+            Some(session) if session.in_use() => {
                 let text = format!("{name:?} is being received already");
                 return Err(MoverError::new(Code::TargetBusy, text).at_receiver());
             }
@@ -372,16 +366,17 @@ impl Shared {
             volumes: vec![spec],
             tag,
         })?;
-        let session = lock(&self.registry).sessions.get(&id).cloned();
-        let session = session.ok_or_else(|| unknown(&id))?;
-        session.claim(hello.nonce);
-        Ok(session)
+        lock(&self.registry)
+            .sessions
+            .get(&id)
+            .cloned()
+            .ok_or_else(|| unknown(&id))
     }
 
     /// Closes the stand-alone tool's sessions that nobody uses.
     fn forget_idle(&self) {
         let idle = |(id, session): (&String, &Arc<Session>)| {
-            (id.starts_with("open/") && !session.in_use(self.limits.hello)).then(|| id.clone())
+            (id.starts_with("open/") && !session.in_use()).then(|| id.clone())
         };
         let ids: Vec<String> = lock(&self.registry)
             .sessions
@@ -456,52 +451,4 @@ fn invalid(text: String) -> MoverError {
 fn unknown(id: &str) -> MoverError {
     let text = format!("there is no session {id:?} here; open it (again)");
     MoverError::new(Code::SessionUnknown, text).at_receiver()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn hello(name: &str, nonce: u8) -> Hello {
-        Hello {
-            version: VERSION,
-            chunk: 0,
-            nonce: [nonce; 16],
-            proof: [0; 32],
-            session: format!("open/{name}"),
-            tag: String::new(),
-        }
-    }
-
-    #[test]
-    fn connections_of_one_attempt_share_a_session_however_they_interleave() {
-        let nothing = PathBuf::from("/nonexistent");
-        let shared = Shared {
-            tls: TlsFiles {
-                cert: nothing.clone(),
-                key: nothing.clone(),
-                ca: nothing.clone(),
-            },
-            limits: Limits {
-                sessions: 8,
-                connections: 8,
-                buffer_bytes: 1 << 22,
-                hello: Duration::from_secs(60),
-                idle: Duration::from_secs(1),
-            },
-            registry: Mutex::default(),
-            open_root: Mutex::default(),
-            opening: Mutex::default(),
-            connections: AtomicUsize::new(0),
-            stop: AtomicBool::new(false),
-        };
-        let find = |name, nonce| shared.find_open(&hello(name, nonce), &[], nothing.clone());
-        // None of these was let in yet, as when all HELLOs come at once.
-        let first = find("disk", 1).unwrap();
-        let other = find("other", 2).unwrap();
-        assert!(Arc::ptr_eq(&first, &find("disk", 1).unwrap()));
-        assert!(Arc::ptr_eq(&other, &find("other", 2).unwrap()));
-        let busy = find("disk", 3).err().map(|error| error.code);
-        assert_eq!(busy, Some(Code::TargetBusy));
-    }
 }

@@ -35,8 +35,6 @@ use crate::target::{Taken, Target, TargetSpec};
 pub const MAX_VOLUMES: usize = 1024;
 const MAX_LINKS: usize = 64;
 const QUEUE: usize = 16;
-/// Threads that verify and write: more than cores, since they wait for the disk.
-const WORKERS: usize = 4;
 /// How often blocked threads look whether they should stop.
 pub const TICK: Duration = Duration::from_millis(100);
 const BUSY_SIGN: Duration = Duration::from_secs(5);
@@ -125,7 +123,6 @@ pub struct Session {
     unplaced: AtomicUsize,
     /// Tells the workers to end.
     pub drained: AtomicBool,
-    opened: Instant,
     stop: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -155,7 +152,6 @@ impl Session {
             workers: AtomicUsize::new(0),
             unplaced: AtomicUsize::new(0),
             drained: AtomicBool::new(false),
-            opened: Instant::now(),
             stop: AtomicBool::new(false),
             state: Mutex::new(State {
                 phase: Phase::Waiting,
@@ -185,16 +181,9 @@ impl Session {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Whether a connection stands, or the one that it was opened for may come.
-    pub fn in_use(&self, patience: Duration) -> bool {
-        let state = lock(&self.state);
-        let expected = state.phase == Phase::Waiting && self.opened.elapsed() < patience;
-        expected || !state.links.is_empty()
-    }
-
-    /// Makes it belong to an attempt before its first connection is let in.
-    pub fn claim(&self, nonce: [u8; 16]) {
-        lock(&self.state).nonce = Some(nonce);
+    /// Whether a connection stands.
+    pub fn in_use(&self) -> bool {
+        !lock(&self.state).links.is_empty()
     }
 
     /// Whether it belongs to this attempt.
@@ -225,8 +214,11 @@ impl Session {
             Phase::Failed(error) => return Err(error.clone()),
             Phase::Waiting => {
                 state.phase = Phase::Receiving;
-                self.workers.store(WORKERS, Ordering::Relaxed);
-                for _ in 0..WORKERS {
+                let count = std::thread::available_parallelism()
+                    .map_or(2, |n| n.get())
+                    .clamp(2, 4);
+                self.workers.store(count, Ordering::Relaxed);
+                for _ in 0..count {
                     let session = Arc::clone(self);
                     state
                         .threads

@@ -55,7 +55,7 @@ fn read_all(shared: &Shared) -> Result<()> {
                     }
                 };
                 let len = digest::chunk_len(volume.size(), chunk).next_multiple_of(ALIGN);
-                let read = volume
+                volume
                     .source
                     .read_chunk(chunk, &ranges, &mut buffer[..len])
                     .map_err(|e| e.in_volume(&volume.id))?;
@@ -66,7 +66,6 @@ fn read_all(shared: &Shared) -> Result<()> {
                         volume: index,
                         chunk,
                         buffer,
-                        read,
                         wanted: task.wanted,
                     },
                 );
@@ -100,15 +99,13 @@ fn pack_one(
         volume: index,
         chunk,
         mut buffer,
-        read,
         wanted,
     } = raw;
     let volume = &shared.volumes[index];
     let len = digest::chunk_len(volume.size(), chunk);
-    let bitmap = digest::scan_marked(&buffer[..len], &read);
+    let bitmap = digest::scan(&buffer[..len]);
     let offers = wanted.is_none() && volume.base.pays(chunk);
     let pieces = if offers {
-        digest::blank(&mut buffer[..len], &read);
         base::hashes(&buffer[..len])
     } else {
         Vec::new()

@@ -13,8 +13,7 @@ import blake3
 import zstandard
 
 _MIB = 1 << 20
-_SEGMENT_BLOCKS = 64
-_SEGMENT = _SEGMENT_BLOCKS * _MIB
+_SEGMENT = 64 * _MIB
 _THREADS = 4
 _ZERO = bytes(_MIB)
 
@@ -28,25 +27,20 @@ def fingerprint(path: Path) -> bytes:
     size = path.stat().st_size
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
 
-    def of_blocks(blocks: list[int]) -> bytes:
+    def of_segment(start: int) -> bytes:
         hasher = blake3.blake3()
-        buffer = mmap.mmap(-1, _MIB)
-        for block in blocks:
-            length = os.preadv(descriptor, [buffer], block * _MIB)
-            data = buffer[: min(length, size - block * _MIB)]
+        for offset, data in _blocks(descriptor, start, min(start + _SEGMENT, size)):
             if data != _ZERO[: len(data)]:
-                hasher.update(block.to_bytes(8, "little") + data)
+                hasher.update(offset.to_bytes(8, "little") + data)
         return hasher.digest()
 
     try:
-        segments: dict[int, list[int]] = {}
-        for block in sorted(_data_blocks(descriptor, size)):
-            segments.setdefault(block // _SEGMENT_BLOCKS, []).append(block)
+        starts = sorted({at // _SEGMENT * _SEGMENT for at in _data_places(descriptor, size)})
         with ThreadPoolExecutor(_THREADS) as pool:
-            parts = zip(segments, pool.map(of_blocks, segments.values()), strict=True)
+            parts = zip(starts, pool.map(of_segment, starts), strict=True)
             empty = blake3.blake3().digest()
             told = b"".join(
-                segment.to_bytes(8, "little") + part for segment, part in parts if part != empty
+                start.to_bytes(8, "little") + part for start, part in parts if part != empty
             )
     finally:
         os.close(descriptor)
@@ -113,6 +107,13 @@ def copy_rate(source: Path, scratch: Path, size_bytes: int = 1 << 30) -> float:
         scratch.unlink()
 
 
+def _blocks(descriptor: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
+    buffer = mmap.mmap(-1, _MIB)
+    for offset in range(start, end, _MIB):
+        length = os.preadv(descriptor, [buffer], offset)
+        yield offset, buffer[: min(length, end - offset)]
+
+
 def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
     at = 0
     while at < size:
@@ -124,10 +125,7 @@ def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, at
 
 
-def _data_blocks(descriptor: int, size: int) -> set[int]:
-    """Numbers of the MiB that have data."""
-    return {
-        block
-        for start, end in _extents(descriptor, size)
-        for block in range(start // _MIB, -(-end // _MIB))
-    }
+def _data_places(descriptor: int, size: int) -> Iterator[int]:
+    for start, end in _extents(descriptor, size):
+        yield from range(start, end, _SEGMENT)
+        yield end - 1
