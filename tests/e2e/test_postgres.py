@@ -69,9 +69,7 @@ def test_a_replica_frozen_in_mid_copy_wakes_late_and_does_no_harm(
     with fleet.lab.controlplane.frozen():
         move.expect_moved()
         move.confirm()
-    # Awake, it finds that all it held is another's, and takes part again.
-    replica.kill()
+    # Awake, it finds that all it held is another's. The fixture looks for harm.
     fleet.talk_to(API_PORT)
-    back = fleet.migrate()
-    back.expect_moved()
-    back.confirm()
+    move.wait_for_state("CONFIRMED")
+    fleet.expect_boot(move.target, fleet.guest.boots)

@@ -57,9 +57,10 @@ def database_of(lab: Lab) -> sa.Engine:
 
 
 def _owners(lab: Lab) -> dict[str, str]:
-    """Owner of each machine, by libvirt UUID."""
+    """Owner of each machine that Drover looks after, by libvirt UUID."""
+    query = sa.select(instances.c.uid, instances.c.host).where(~instances.c.released)
     with database_of(lab).connect() as db:
-        rows = db.execute(sa.select(instances.c.uid, instances.c.host))
+        rows = db.execute(query)
         return {row.uid: row.host for row in rows}
 
 
