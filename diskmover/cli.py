@@ -53,6 +53,23 @@ class Rate(click.ParamType[int]):
         return int(digits) * _UNITS[unit]
 
 
+class Device(click.ParamType[tuple[str, Path]]):
+    """A name for senders, and the block device behind it."""
+
+    name = "device"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Path]:
+        """Parse "NAME=PATH"; links such as /dev/VG/LV are followed."""
+        if isinstance(value, tuple):
+            return value
+        name, given, path = str(value).partition("=")
+        if not name or not given or not Path(path).is_block_device():
+            self.fail(f"{value!r} is not NAME=PATH of a block device", param, ctx)
+        return name, Path(path).resolve()
+
+
 def _tls_options(command: Any) -> Any:
     for option, help_ in (
         ("--ca", "Authority that peers must come from (PEM)."),
@@ -76,15 +93,45 @@ def main() -> None:
     help="Directory that files are placed in.",
 )
 @click.option("--listen", default="0.0.0.0:7443", show_default=True, metavar="HOST:PORT")
+@click.option(
+    "--device",
+    "devices",
+    type=Device(),
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A block device that is overwritten when a sender pushes to NAME; may be repeated.",
+)
+@click.option(
+    "--paranoid",
+    is_flag=True,
+    help="Going on after a break, hash all that is there, not only what came last.",
+)
+@click.option(
+    "--readback",
+    is_flag=True,
+    help="Read everything back from the disk and compare before it is published.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
 @_tls_options
-def serve(root: Path, listen: str, as_json: bool, cert: Path, key: Path, ca: Path) -> None:
+def serve(
+    root: Path,
+    listen: str,
+    devices: tuple[tuple[str, Path], ...],
+    paranoid: bool,
+    readback: bool,
+    as_json: bool,
+    cert: Path,
+    key: Path,
+    ca: Path,
+) -> None:
     """Receive files from everybody who has a certificate of the CA."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     with _told(as_json), Receiver(listen, TlsFiles(cert, key, ca)) as receiver:
-        receiver.serve_names(root)
+        receiver.serve_names(
+            root, devices=dict(devices), paranoid=paranoid, readback=readback
+        )
         if as_json:
             _emit({"listening": receiver.address, "root": str(root)})
         else:
