@@ -22,6 +22,8 @@ use crate::sys::ALIGN;
 const UNSEEN: i64 = i64::MIN;
 /// Longer than the steps in which the times of files move.
 const STEP_NS: i64 = 20_000_000;
+/// How often a file is given a step to come to rest.
+const SETTLE_TRIES: usize = 5;
 
 /// What changes when a file is written, replaced or cut.
 ///
@@ -276,16 +278,18 @@ impl Identity {
 }
 
 /// The identity, once a write after it would change it: times move in steps, and
-/// a write in the step of the last one would go unseen.
+/// a write in the step of the last one would go unseen. A file that is written all
+/// the time never comes to rest, and is seen to change anyway.
 fn settled_identity(file: &File, is_block: bool) -> io::Result<Identity> {
-    loop {
+    for _ in 0..SETTLE_TRIES {
         let identity = identity_of(file, is_block)?;
-        let now = now_ns();
-        if is_block || !(identity.ctime_ns..identity.ctime_ns + STEP_NS).contains(&now) {
+        let step = identity.ctime_ns..identity.ctime_ns.saturating_add(STEP_NS);
+        if is_block || !step.contains(&now_ns()) {
             return Ok(identity);
         }
         std::thread::sleep(Duration::from_nanos(STEP_NS as u64));
     }
+    identity_of(file, is_block)
 }
 
 fn now_ns() -> i64 {

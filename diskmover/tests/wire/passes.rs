@@ -72,6 +72,15 @@ fn a_source_that_changes_between_attempts_is_compared_with_what_is_there() {
     assert!(wire < SIZE / 2 + CHUNK, "{wire} bytes were sent");
 }
 
+/// Ends the writer, also when the copy panics.
+struct SetAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_source_that_is_written_all_the_time_is_refused_in_the_end() {
     let rig = Rig::new();
@@ -79,6 +88,7 @@ fn a_source_that_is_written_all_the_time_is_refused_in_the_end() {
     rig.open(&[("disk", SIZE)]).unwrap();
     let over = AtomicBool::new(false);
     let ended = std::thread::scope(|scope| {
+        let _over = SetAtEnd(&over);
         scope.spawn(|| {
             let mut count = 0u64;
             while !over.load(Ordering::Relaxed) {
@@ -87,9 +97,7 @@ fn a_source_that_is_written_all_the_time_is_refused_in_the_end() {
                 std::thread::sleep(std::time::Duration::from_millis(1));
             }
         });
-        let ended = run(rig.job(&[&source]));
-        over.store(true, Ordering::Relaxed);
-        ended
+        run(rig.job(&[&source]))
     });
     let error = ended.unwrap_err();
     assert_eq!(error.code, Code::SourceChanged, "{error}");
