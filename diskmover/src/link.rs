@@ -22,6 +22,9 @@ use crate::tls;
 const SLICE: usize = 256 << 10;
 /// Ciphertext that is read in one go.
 const INTAKE: usize = 256 << 10;
+/// A peer has to take this much in the time after which it counts as gone; else
+/// one that reads a byte now and then could hold a thread for as long as it likes.
+const LEAST_PROGRESS: usize = 64 << 10;
 /// Longest time for one frame, however slowly it trickles.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -48,6 +51,14 @@ pub enum LinkError {
 /// Result of an operation on a connection.
 pub type Result<T> = std::result::Result<T, LinkError>;
 
+#[derive(Default)]
+struct Outgoing {
+    ciphertext: Vec<u8>,
+    /// Bytes written, and time spent on it, since the peer last took enough.
+    written: usize,
+    spent: Duration,
+}
+
 struct Intake {
     bytes: Box<[u8]>,
     start: usize,
@@ -59,7 +70,7 @@ pub struct Link {
     tls: Mutex<Connection>,
     socket: TcpStream,
     /// Held for a whole frame: frames of several threads do not mix.
-    outgoing: Mutex<Vec<u8>>,
+    outgoing: Mutex<Outgoing>,
     intake: Mutex<Intake>,
     idle: Duration,
     /// Address of the peer, for messages.
@@ -107,7 +118,7 @@ impl Link {
         let link = Link {
             tls: Mutex::new(tls),
             socket,
-            outgoing: Mutex::new(Vec::new()),
+            outgoing: Mutex::default(),
             intake: Mutex::new(Intake {
                 bytes: vec![0; INTAKE].into(),
                 start: 0,
@@ -210,7 +221,7 @@ impl Link {
         linger(&self.socket, patience);
     }
 
-    fn send_locked(&self, out: &mut Vec<u8>, header: &Header, payload: &[&[u8]]) -> Result<()> {
+    fn send_locked(&self, out: &mut Outgoing, header: &Header, payload: &[&[u8]]) -> Result<()> {
         let head = header.encode();
         let mut first = Some(&head[..]);
         for part in payload
@@ -240,18 +251,28 @@ impl Link {
     }
 
     /// Encrypts what is queued and writes it; the caller holds `outgoing`.
-    fn push_out(&self, out: &mut Vec<u8>) -> Result<()> {
-        out.clear();
+    fn push_out(&self, out: &mut Outgoing) -> Result<()> {
+        out.ciphertext.clear();
         let mut tls = lock(&self.tls);
         while tls.wants_write() {
-            tls.write_tls(out).map_err(LinkError::Io)?;
+            tls.write_tls(&mut out.ciphertext).map_err(LinkError::Io)?;
         }
         drop(tls);
-        (&self.socket).write_all(out).map_err(|e| {
-            // A part of a record may be out: nothing after it would be understood.
+        let began = Instant::now();
+        let mut written = (&self.socket).write_all(&out.ciphertext).map_err(io_error);
+        out.written += out.ciphertext.len();
+        out.spent += began.elapsed();
+        if out.written >= LEAST_PROGRESS {
+            (out.written, out.spent) = (0, Duration::ZERO);
+        } else if out.spent > self.idle {
+            written = written.and(Err(LinkError::Timeout));
+        }
+        if matches!(written, Err(LinkError::Timeout)) {
+            // A frame may have gone out in part: nothing can follow it, and
+            // whoever waits for frames of this peer need not wait any longer.
             self.abort();
-            io_error(e)
-        })
+        }
+        written
     }
 
     fn recv(&self, out: &mut [u8], deadline: Instant) -> Result<()> {
