@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.wait import wait_for
+
 UNIT = Path(str(resources.files("hostd") / "systemd" / "drover-hostd.service"))
 MOST_EXPOSURE = 30  # of 100, by systemd's own measure
 NOBODY = 65534
@@ -49,8 +51,11 @@ def test_with_its_capabilities_it_sees_who_has_a_disk_open(tmp_path: Path) -> No
         "print([user.pid for user in find_users([Path(sys.argv[1])])])"
     )
     with disk.open("rb") as opened:
-        holder = subprocess.Popen(["sleep", "100"], stdin=opened, user=NOBODY)
+        # Not by `user=`: for that Python forks, beside gRPC's threads.
+        become = ["setpriv", f"--reuid={NOBODY}", "--clear-groups", "--"]
+        holder = subprocess.Popen([*become, "sleep", "100"], stdin=opened)
     try:
+        wait_for(lambda: Path(f"/proc/{holder.pid}").stat().st_uid == NOBODY, "another's process")
         done = subprocess.run(
             ["setpriv", f"--bounding-set=-all,{kept}", "--inh-caps=-all",
              sys.executable, "-c", script, str(disk)],

@@ -59,11 +59,14 @@ class Cluster:
         shutil.rmtree(self._folder)
 
     def _as_postgres(self, program: str, *arguments: object) -> None:
-        command = [str(self._bin / program), *map(str, arguments)]
+        # By a program, not by `user=`: for that Python forks, and a fork beside
+        # gRPC's threads can kill the child.
+        become = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "--"]
+        command = [*become, str(self._bin / program), *map(str, arguments)]
         # Output to a file: the server inherits it and would keep a pipe open.
         with (self._folder / "commands.log").open("ab") as output:
             done = subprocess.run(
-                command, check=False, user="postgres", cwd="/", stdout=output, stderr=output,
+                command, check=False, cwd="/", stdout=output, stderr=output,
                 stdin=subprocess.DEVNULL, env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
             )  # fmt: skip
         if done.returncode != 0:
