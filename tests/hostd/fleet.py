@@ -38,8 +38,8 @@ GOES_ON = (Reason.COPY_INTERRUPTED, Reason.SESSION_REFUSED)
 class HostClient:
     """Raw calls to one hostd; errors come back as DroverError."""
 
-    def __init__(self, address: str, name: str, tls: TlsPaths) -> None:
-        override = host_identity(FLEET, name).dns_name
+    def __init__(self, address: str, name: str, tls: TlsPaths, fleet: str = FLEET) -> None:
+        override = host_identity(fleet, name).dns_name
         self._channel = grpc.secure_channel(
             address,
             tls.channel_credentials(),

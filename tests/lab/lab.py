@@ -22,6 +22,7 @@ from tests.lab.wait import wait_for
 
 BIN = Path(sys.executable).parent
 CONTROL = "ctl"
+FLEET = "lab"
 API_PORT, ENROL_PORT, HOSTD_PORT = 7440, 7441, 7442
 
 
@@ -103,7 +104,7 @@ class Lab:
         """`drover init`, and the settings that make a lab brisk."""
         self.drover(
             "init", "--dir", str(self.directory), "--state-dir", str(self.directory / "state"),
-            "--fleet", "lab", "--advertise", f"{self.address}:{API_PORT}",
+            "--fleet", FLEET, "--advertise", f"{self.address}:{API_PORT}",
         )  # fmt: skip
         settings = self.directory / "controlplane.toml"
         text = settings.read_text()
