@@ -134,8 +134,16 @@ def paused(host: HostdHost, guest: Guest) -> None:
 
 
 def suspended(host: HostdHost, guest: Guest) -> None:
-    """S3, as a guest enters it: sleep type and enable bit in its power management register."""
-    monitor(host, guest, "o/w 0x604 0x2400")
+    """S3, as a guest enters it: sleep type and enable bit in its power management register.
+
+    The register is there once the firmware has placed it; what is written before is lost.
+    """
+
+    def asleep() -> bool:
+        monitor(host, guest, "o/w 0x604 0x2400")
+        return host.host.state(guest.name) == "pmsuspended"
+
+    wait_for(asleep, "the guest asleep", interval_seconds=0.5)
 
 
 def crashed(host: HostdHost, guest: Guest) -> None:
