@@ -39,10 +39,21 @@ def uri_of(name: str) -> str:
 
 
 def open_authority(directory: Path) -> Authority:
-    """Read the authority in a directory, or make one there (ca.pem, ca.key)."""
+    """Read the authority in a directory, or make one there (ca.pem, ca.key).
+
+    Raises:
+        ValueError: One of the two files is missing or no such thing: a new
+            authority in its place would make all certificates worthless.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     cert_path, key_path = directory / "ca.pem", directory / "ca.key"
-    if cert_path.exists() and key_path.exists():
+    for present, missing in ((cert_path, key_path), (key_path, cert_path)):
+        if present.exists() and not missing.exists():
+            raise ValueError(
+                f"{present} is there, but {missing.name} is not; "
+                "put it back, or use a new directory"
+            )
+    if cert_path.exists():
         key = serialization.load_pem_private_key(key_path.read_bytes(), None)
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise ValueError(f"{key_path} is not an elliptic-curve key")

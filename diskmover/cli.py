@@ -10,6 +10,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 5 out of reach (try again).
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import sys
@@ -25,13 +26,17 @@ import click
 
 import diskmover
 from diskmover import certs as authority
-from diskmover.errors import MoverError
+from diskmover.errors import ErrorCode, MoverError
 from diskmover.model import OutgoingVolume, Progress, Receipt, TlsFiles
 from diskmover.transfer import Push, Receiver
 
 EXIT_FAILED = 1
 EXIT_UNAVAILABLE = 5
+EXIT_INTERRUPTED = 130
 _NO_KEY = bytes(32)  # `serve` has no sessions: certificates decide
+_RESTARTED = (ErrorCode.SESSION_UNKNOWN, ErrorCode.SESSION_CLOSED)
+_ATTEMPTS = 10  # each ends with a restart of the receiver
+_TAG = "open"  # and it makes the tag from the names of sender and file
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 _existing = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -64,8 +69,32 @@ def _tls_options(command: Any) -> Any:
 
 
 @click.group()
+@click.version_option(package_name="drover", message="diskmover %(version)s")
 def main() -> None:
-    """Copy disk images between hosts: sparse, verified, resumable."""
+    """Copy disk images between hosts: sparse, verified, resumable.
+
+    \b
+    Three steps, for hosts "one" (which has disk.qcow2) and "two":
+      diskmover certs pki one two
+          ... and bring pki/ca.pem, pki/two.pem and pki/two.key to "two"
+      diskmover serve --root /var/lib/libvirt/images \\
+          --cert two.pem --key two.key --ca ca.pem           # on "two"
+      diskmover push disk.qcow2 --to two:7443 --peer two \\
+          --cert pki/one.pem --key pki/one.key --ca pki/ca.pem
+
+    Both ends prove who they are by certificates of one authority; nothing is
+    ever sent in the clear. A file gets its name only when it is complete, durable
+    and its digest is the source's. A copy that was stopped, on either side and in
+    whatever way, goes on when the same `push` is run again.
+
+    \b
+    Exit codes:
+      0    done
+      1    failed; running it again as it is would fail again
+      2    wrong usage
+      5    out of reach, busy or broken off: run it again later
+      130  interrupted
+    """  # noqa: D301 - click wants the escape, not a raw string
 
 
 @main.command()
@@ -75,11 +104,25 @@ def main() -> None:
     required=True,
     help="Directory that files are placed in.",
 )
-@click.option("--listen", default="0.0.0.0:7443", show_default=True, metavar="HOST:PORT")
+@click.option(
+    "--listen",
+    default="0.0.0.0:7443",
+    show_default=True,
+    metavar="HOST:PORT",
+    help="Where to listen; port 0 lets the system choose.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
 @_tls_options
 def serve(root: Path, listen: str, as_json: bool, cert: Path, key: Path, ca: Path) -> None:
-    """Receive files from everybody who has a certificate of the CA."""
+    """Receive files from everybody who has a certificate of the CA.
+
+    Files are placed directly in --root under the names that their senders give
+    them, never over something that is there. What is incomplete is called
+    .NAME.dm-TAG.part, beside a .journal that tells what of it is durable; a
+    .receipt remembers what was placed, and may be removed.
+
+    Ends on SIGINT or SIGTERM with exit code 0; senders go on when it is back.
+    """
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
@@ -98,7 +141,13 @@ def serve(root: Path, listen: str, as_json: bool, cert: Path, key: Path, ca: Pat
 @click.option("--to", required=True, metavar="HOST:PORT", help="Where `serve` listens.")
 @click.option("--name", help="Name at the other end; for one file only.")
 @click.option("--peer", help="Name or URI that the receiver's certificate must have.")
-@click.option("--connections", default=4, show_default=True, type=click.IntRange(1, 64))
+@click.option(
+    "--connections",
+    default=4,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="TCP connections; more help over long distances.",
+)
 @click.option("--limit", type=Rate(), help="Most bytes a second, such as 20M.")
 @click.option(
     "--level",
@@ -113,10 +162,26 @@ def serve(root: Path, listen: str, as_json: bool, cert: Path, key: Path, ca: Pat
     type=click.Choice(["trust", "read"]),
     help="Whether holes reported by the file system are believed, or read.",
 )
+@click.option(
+    "--retry-for",
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    type=click.FloatRange(0, 86400),
+    help="How long to try when no connection stands.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Progress and receipts as JSON lines.")
 @_tls_options
 def push(files: tuple[Path, ...], name: str | None, as_json: bool, **options: Any) -> None:
-    """Send files; the same command again goes on where it stopped."""
+    """Send FILES, one after the other.
+
+    The same command again goes on where it stopped. FILES are regular files or
+    block devices that nobody writes meanwhile: a file that changes is noticed,
+    and nothing of it gets its name.
+
+    With --json, each line of the output is an object with "file" and "progress",
+    "receipt" and "seconds", or "error".
+    """
     if name is not None and len(files) > 1:
         raise click.UsageError("--name goes with one file only")
     with _told(as_json):
@@ -128,11 +193,18 @@ def push(files: tuple[Path, ...], name: str | None, as_json: bool, **options: An
 @click.argument("directory", type=click.Path(file_okay=False, path_type=Path))
 @click.argument("names", nargs=-1, required=True)
 def certs(directory: Path, names: tuple[str, ...]) -> None:
-    """Make a CA in DIRECTORY (or use the one there) and a certificate for each NAME."""
+    """Make a CA in DIRECTORY (or use the one there) and a certificate for each NAME.
+
+    Prints certificate, key and URI name of each. Keep ca.key to yourself: who has
+    it can become anybody.
+    """
     for name in names:
         if not name or name == "ca" or "/" in name or name.startswith("."):
             raise click.UsageError(f"{name!r} cannot be a file name here")
-    ca = authority.open_authority(directory)
+    try:
+        ca = authority.open_authority(directory)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
     for name in names:
         cert, key = authority.issue(ca, directory, name)
         click.echo(f"{cert} {key} {authority.uri_of(name)}")
@@ -147,28 +219,42 @@ def digest(file: Path) -> None:
 
 
 def _push_one(file: Path, name: str, as_json: bool, options: dict[str, Any]) -> None:
+    started = time.monotonic()
+    for receipt in _push_through(file, name, as_json, options):
+        _tell(receipt, time.monotonic() - started, as_json)
+
+
+def _push_through(file: Path, name: str, as_json: bool, options: dict[str, Any]) -> list[Receipt]:
+    """Push a file; go on when the receiver has restarted meanwhile."""
+    for attempt in itertools.count(1):
+        job = _start(file, name, options)
+        try:
+            return _follow(job, name, as_json)
+        except MoverError as error:
+            if error.code not in _RESTARTED or attempt == _ATTEMPTS:
+                raise
+        except KeyboardInterrupt:
+            job.cancel()
+            raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _start(file: Path, name: str, options: dict[str, Any]) -> Push:
     peer: str | None = options["peer"]
-    job = Push(
+    return Push(
         to=options["to"],
         receiver=authority.uri_of(peer) if peer else None,
         tls=TlsFiles(options["cert"], options["key"], options["ca"]),
         session_id=f"open/{name}",
         key=_NO_KEY,
-        tag=name[:64],
+        tag=_TAG,
         volumes=[OutgoingVolume(name, file)],
         connections=options["connections"],
         limit_bytes_per_second=options["limit"],
         compression=_compression(options["level"], options["no_compress"]),
         holes=options["holes"],
+        reconnect_timeout_seconds=options["retry_for"],
     )
-    started = time.monotonic()
-    try:
-        receipts = _follow(job, name, as_json)
-    except KeyboardInterrupt:
-        job.cancel()
-        raise
-    for receipt in receipts:
-        _tell(receipt, time.monotonic() - started, as_json)
 
 
 def _compression(level: int | None, off: bool) -> int | Literal["adaptive"] | None:
@@ -225,6 +311,9 @@ def _told(as_json: bool) -> Iterator[None]:
         yield
     except MoverError as error:
         _fail(error, as_json)
+    except KeyboardInterrupt:
+        click.echo("diskmover: interrupted; the same command goes on from here", err=True)
+        sys.exit(EXIT_INTERRUPTED)
 
 
 def _fail(error: MoverError, as_json: bool) -> NoReturn:

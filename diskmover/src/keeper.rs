@@ -194,7 +194,7 @@ impl Keeper<'_> {
         let (Some((root, wire)), Some(target)) =
             (parse_finish(&order.payload), self.targets()[volume].clone())
         else {
-            let what = "a FINISH that is unreadable, or for a volume that is not open";
+            let what = "a FINISH that cannot be read, or for a volume that is published";
             return Err(self.session.broken(&order.link, what));
         };
         if !order.header.is_authentic(&self.session.keys.frame, &root) {

@@ -20,7 +20,7 @@ use crate::link::{self, Link};
 use crate::messages::{self, Hello, Keys, VERSION};
 use crate::pool::lock;
 use crate::progress::Progress;
-use crate::session::{MAX_VOLUMES, Opening, Phase, Session};
+use crate::session::{MAX_VOLUMES, OPEN_TO_ALL, Opening, Phase, Session};
 use crate::target::{Care, TargetSpec};
 use crate::tls::TlsFiles;
 
@@ -59,6 +59,9 @@ struct Shared {
     registry: Mutex<Registry>,
     /// Directory of the stand-alone tool, which needs no sessions.
     open_root: Mutex<Option<PathBuf>>,
+    /// Held from finding a session of the stand-alone tool until the connection
+    /// is in it: another connection would take it for an idle one.
+    open_turn: Mutex<()>,
     connections: AtomicUsize,
     stop: AtomicBool,
 }
@@ -95,6 +98,7 @@ impl Receiver {
             limits,
             registry: Mutex::default(),
             open_root: Mutex::new(None),
+            open_turn: Mutex::default(),
             connections: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
@@ -268,6 +272,10 @@ impl Shared {
         let exporter = link
             .exporter(&hello.session)
             .map_err(|e| e.to_mover(&link.peer))?;
+        let _turn = hello
+            .session
+            .starts_with(OPEN_TO_ALL)
+            .then(|| lock(&self.open_turn));
         let session = self.find(&hello, &exporter, &link.peer_uris())?;
         session.admit(link, hello.nonce)?;
         let mut welcome = Header::new(Kind::Welcome, session.specs.len() as u16);
@@ -283,7 +291,7 @@ impl Shared {
             blake3::Hash::from_bytes(expected) == blake3::Hash::from_bytes(hello.proof)
         };
         if let Some(root) = lock(&self.open_root).clone()
-            && hello.session.starts_with("open/")
+            && hello.session.starts_with(OPEN_TO_ALL)
         {
             return self.find_open(hello, uris, root);
         }
@@ -327,7 +335,7 @@ impl Shared {
     /// Its tag comes from name and sender, so that the same command goes on
     /// where it stopped. A dead attempt is replaced, a live one is not.
     fn find_open(&self, hello: &Hello, uris: &[String], root: PathBuf) -> Result<Arc<Session>> {
-        let name = hello.session.strip_prefix("open/").unwrap_or_default();
+        let name = hello.session.strip_prefix(OPEN_TO_ALL).unwrap_or_default();
         if name.contains('/') || name.starts_with('.') {
             return Err(invalid(format!("{name:?} is not a plain file name")));
         }
@@ -376,7 +384,7 @@ impl Shared {
     /// Closes the stand-alone tool's sessions that nobody uses.
     fn forget_idle(&self) {
         let idle = |(id, session): (&String, &Arc<Session>)| {
-            (id.starts_with("open/") && !session.in_use()).then(|| id.clone())
+            (id.starts_with(OPEN_TO_ALL) && !session.in_use()).then(|| id.clone())
         };
         let ids: Vec<String> = lock(&self.registry)
             .sessions
@@ -416,7 +424,7 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener, wake: &OwnedFd) {
 
 fn check_opening(opening: &Opening) -> Result<()> {
     beneath::check_tag(&opening.tag)?;
-    if opening.id.is_empty() || opening.id.len() > 128 || opening.id.starts_with("open/") {
+    if opening.id.is_empty() || opening.id.len() > 128 || opening.id.starts_with(OPEN_TO_ALL) {
         return Err(invalid(format!(
             "{:?} is not a session id of 1 to 128 bytes",
             opening.id

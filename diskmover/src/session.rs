@@ -31,6 +31,8 @@ use crate::progress::{self, Meter, Progress};
 use crate::sys::AlignedBuf;
 use crate::target::{Taken, Target, TargetSpec};
 
+/// How the names of the stand-alone tool's sessions begin.
+pub const OPEN_TO_ALL: &str = "open/";
 /// Most volumes of a session.
 pub const MAX_VOLUMES: usize = 1024;
 const MAX_LINKS: usize = 64;
@@ -399,7 +401,10 @@ impl Session {
                     let Ok(payload) = link.recv_small(&header) else {
                         return Ok(());
                     };
-                    self.volume(&header, link)?;
+                    let volume = self.volume(&header, link)?;
+                    if header.kind == Kind::Finish && lock(&self.sizes)[volume].is_none() {
+                        return Err(self.not_open(link));
+                    }
                     self.order(Order {
                         link: Arc::clone(link),
                         header,
@@ -551,11 +556,22 @@ impl Session {
     fn chunks(&self, header: &Header, link: &Link) -> Result<std::ops::Range<u64>> {
         let volume = self.volume(header, link)?;
         let Some(size) = lock(&self.sizes)[volume] else {
-            return Err(self.broken(link, "content before its volume was opened"));
+            return Err(self.not_open(link));
         };
         header
             .chunks(size)
             .map_err(|e| self.broken(link, &e.to_string()).at(header.offset))
+    }
+
+    /// The error for content of a volume that is not open.
+    fn not_open(&self, link: &Link) -> MoverError {
+        if !self.id.starts_with(OPEN_TO_ALL) {
+            return self.broken(link, "a frame for a volume before opening it");
+        }
+        // Such a session is made by its first HELLO: the sender opened its volume
+        // in an earlier one.
+        let text = "the receiver has restarted meanwhile; copy again to go on";
+        MoverError::new(Code::SessionUnknown, text).at_receiver()
     }
 
     /// The error for a frame that its sender should not have sent.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use diskmover::digest::CHUNK;
 use diskmover::error::{Code, Side};
-use diskmover::push::Push;
+use diskmover::push::{Job, Push};
 use diskmover::session::Phase;
 use diskmover::{local, publish};
 
@@ -438,4 +438,52 @@ fn a_receiver_that_never_answers_is_given_up() {
 fn same(one: &Path, two: &Path) -> bool {
     let run = std::process::Command::new("cmp").args([one, two]).output();
     run.unwrap().status.success()
+}
+
+#[test]
+fn many_connections_without_sessions_share_one_session() {
+    let rig = Rig::new();
+    rig.receiver.serve_names(rig.root()).unwrap();
+    for number in 0..20 {
+        let name = format!("disk{number}");
+        let source = rig.source(&name, 5000, &[(0, b"x")]);
+        let mut job = rig.job(&[&source]);
+        job.session = format!("open/{name}");
+        job.key = [0; 32];
+        job.connections = 8;
+        let push = Push::start(job).unwrap();
+        finish(&push).unwrap();
+    }
+}
+
+#[test]
+fn a_receiver_that_ends_tells_its_senders_to_come_again() {
+    let rig = Rig::new();
+    rig.receiver.serve_names(rig.root()).unwrap();
+    let size = 4 * CHUNK;
+    let source = rig.source("disk", size, &[(0, &noise(9, size as usize))]);
+    let job = || {
+        let mut job = rig.job(&[&source]);
+        job.session = "open/disk".into();
+        job.key = [0; 32];
+        job
+    };
+    let push = Push::start(Job {
+        limit: Some(1),
+        ..job()
+    })
+    .unwrap();
+    eventually("a chunk arrives", || {
+        (push.progress().done > 0).then_some(())
+    });
+    let again = rig.restarted();
+    again.serve_names(rig.root()).unwrap();
+    push.set_limit(None).unwrap();
+    let error = finish(&push).unwrap_err();
+    assert_eq!(error.code, Code::SessionClosed, "{error}");
+    assert!(error.retryable);
+    drop(push);
+    let push = Push::start(job()).unwrap();
+    finish(&push).unwrap();
+    assert!(push.progress().resumed > 0);
 }

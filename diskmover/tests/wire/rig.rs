@@ -125,6 +125,13 @@ impl Rig {
         })
     }
 
+    /// Closes the receiver and opens another one at its address.
+    pub fn restarted(&self) -> Receiver {
+        self.receiver.close();
+        let address = self.receiver.address().to_string();
+        Receiver::bind(&address, self.pki.host("b"), limits()).unwrap()
+    }
+
     /// A job that sends these sources as the opened session expects.
     pub fn job(&self, sources: &[&Path]) -> Job {
         let volume = |path: &&Path| {

@@ -1,0 +1,220 @@
+"""The tool's edges: options, output, exit codes, certificates, help."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import stat
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+
+from diskmover import certs as authority
+from diskmover.cli import main
+from tests.diskmover import stranger, tool
+from tests.diskmover.conftest import Certs
+from tests.diskmover.tool import Serve
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return tool.noise(tmp_path / "disk", 5000)
+
+
+def test_output_for_people_says_what_happened(serve: Serve, certs: Certs, source: Path) -> None:
+    pushed = tool.run(
+        "push", source, "--to", serve.address, "--name", "people", *certs.options("a")
+    )
+    assert pushed.code == 0
+    assert pushed.err == "", "progress belongs to terminals"
+    pattern = (
+        r"people: 4\.9 KiB, of it 4\.9 KiB data, 5\.\d KiB on the wire, \d+\.\d s, digest (\w+)"
+    )
+    found = re.fullmatch(pattern, pushed.out.strip())
+    assert found, pushed.out
+    assert found[1] == stranger.digest_of(source)
+    assert tool.run("digest", source).out == f"{found[1]}  {source}\n"
+
+
+def test_several_files_keep_their_names(serve: Serve, certs: Certs, tmp_path: Path) -> None:
+    files = [tool.noise(tmp_path / f"several-{n}", 100 * n) for n in range(3)]
+    pushed = tool.run("push", *files, "--to", serve.address, "--json", *certs.options("a"))
+    assert [line["receipt"]["volume_id"] for line in pushed.lines] == [f.name for f in files]
+    assert all(tool.same(file, serve.root / file.name) for file in files)
+
+
+def test_json_tells_progress_while_it_runs(serve: Serve, certs: Certs, tmp_path: Path) -> None:
+    source = tool.noise(tmp_path / "slow", 6 << 20)
+    pushed = tool.run(
+        "push", source, "--to", serve.address, "--limit", "3M", "--json", *certs.options("a")
+    )
+    told = [line["progress"] for line in pushed.lines if "progress" in line]
+    assert told
+    assert told[-1]["total_bytes"] == 6 << 20
+    assert all(line["limited_by"] for line in told)
+    done = [line["done_bytes"] for line in told]
+    assert done == sorted(done)
+
+
+@pytest.mark.parametrize(
+    ("who", "peer", "code", "reason"),
+    [
+        ("b", None, 0, None),
+        ("b", "b", 0, None),
+        ("b", "diskmover://b", 0, None),
+        ("b", "c", 1, "PEER_IDENTITY"),
+    ],
+)
+def test_the_receiver_can_be_demanded_by_name(
+    who: str,
+    peer: str | None,
+    code: int,
+    reason: str | None,
+    serve: Serve,
+    certs: Certs,
+    source: Path,
+) -> None:
+    demand = ["--peer", peer] if peer else []
+    pushed = tool.run(
+        "push",
+        source,
+        "--to",
+        serve.address,
+        "--name",
+        f"peer-{peer}".replace("/", ""),
+        "--json",
+        *demand,
+        *certs.options("a"),
+    )
+    assert pushed.code == code
+    assert (pushed.error["code"] if reason else None) == reason
+
+
+def test_a_foreign_certificate_is_refused(
+    serve: Serve, certs: Certs, foreign_certs: Certs, source: Path
+) -> None:
+    cert, key = foreign_certs.paths("a")
+    identity = ["--cert", str(cert), "--key", str(key), "--ca", str(certs.ca)]
+    pushed = tool.run("push", source, "--to", serve.address, "--json", *identity)
+    assert (pushed.code, pushed.error["code"]) == (1, "PEER_UNTRUSTED")
+    assert "of the same fleet" in pushed.err
+
+
+def test_an_expired_certificate_is_refused(
+    serve: Serve, certs: Certs, source: Path, tmp_path: Path
+) -> None:
+    ca = authority.open_authority(certs.directory)
+    cert, key = authority.issue(ca, tmp_path, "old", lifetime=datetime.timedelta(days=-1))
+    identity = ["--cert", str(cert), "--key", str(key), "--ca", str(certs.ca)]
+    pushed = tool.run("push", source, "--to", serve.address, "--json", *identity)
+    assert (pushed.code, pushed.error["code"]) == (1, "PEER_UNTRUSTED")
+
+
+def test_nobody_there_is_worth_another_try(certs: Certs, source: Path) -> None:
+    pushed = tool.run(
+        "push", source, "--to", "127.0.0.1:1", "--retry-for", "0.2", "--json", *certs.options("a")
+    )
+    assert (pushed.code, pushed.error["code"]) == (5, "CONNECT_FAILED")
+    assert "127.0.0.1:1" in pushed.err
+
+
+def test_a_port_that_is_taken_is_told(serve: Serve, certs: Certs, tmp_path: Path) -> None:
+    second = tool.run("serve", "--root", tmp_path, "--listen", serve.address, *certs.options("b"))
+    assert second.code == 5
+    assert f"cannot listen on {serve.address}" in second.err
+
+
+def test_a_name_that_leads_out_is_refused(serve: Serve, certs: Certs, source: Path) -> None:
+    base: list[str | Path] = ["push", source, "--to", serve.address, "--json", *certs.options("a")]
+    for name in ("../out", "/tmp/out", "a/b", ".hidden", "x" * 161):
+        pushed = tool.run(*base, "--name", name)
+        assert (pushed.code, pushed.error["code"]) == (1, "INVALID_ARGUMENT"), name
+
+
+def test_long_names_in_any_script_arrive(serve: Serve, certs: Certs, source: Path) -> None:
+    name = "ü" * 80
+    pushed = tool.run(
+        "push", source, "--to", serve.address, "--name", name, "--json", *certs.options("a")
+    )
+    assert pushed.receipt["volume_id"] == name
+    assert tool.same(source, serve.root / name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["push"], "Missing argument 'FILES...'"),
+        (["push", "{source}"], "Missing option '--to'"),
+        (["push", "/nonexistent", "--to", "h:1"], "does not exist"),
+        (["push", "{source}", "--to", "h:1", "--limit", "fast"], "not a rate such as 20M"),
+        (["push", "{source}", "--to", "h:1", "--limit", "0"], "not a rate such as 20M"),
+        (["push", "{source}", "--to", "h:1", "--connections", "65"], "1<=x<=64"),
+        (["push", "{source}", "{source}", "--to", "h:1", "--name", "x"], "one file only"),
+        (["serve"], "Missing option '--root'"),
+        (["certs", "{directory}", "a/b"], "cannot be a file name"),
+        (["certs", "{directory}", "ca"], "cannot be a file name"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_wrong_usage_exits_with_2(
+    arguments: list[str], says: str, certs: Certs, source: Path, tmp_path: Path
+) -> None:
+    filled = [a.format(source=source, directory=tmp_path / "new") for a in arguments]
+    tls = certs.options("a") if "--to" in filled else []
+    result = CliRunner().invoke(main, filled + tls)
+    assert result.exit_code == 2, result.output
+    assert says in result.output
+
+
+def test_help_tells_a_newcomer_what_to_do() -> None:
+    for command in ([], ["serve"], ["push"], ["certs"], ["digest"]):
+        result = CliRunner().invoke(main, [*command, "--help"])
+        assert result.exit_code == 0
+    text = CliRunner().invoke(main, ["--help"]).output
+    assert "diskmover certs" in text
+    assert "diskmover serve --root" in text
+    assert "diskmover push" in text
+    assert "Exit codes" in text
+
+
+def test_certs_makes_an_authority_once_and_keys_that_nobody_else_reads(tmp_path: Path) -> None:
+    first = CliRunner().invoke(main, ["certs", str(tmp_path), "a"])
+    ca = (tmp_path / "ca.pem").read_bytes()
+    second = CliRunner().invoke(main, ["certs", str(tmp_path), "b"])
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert (tmp_path / "ca.pem").read_bytes() == ca
+    for name in ("ca", "a", "b"):
+        assert stat.S_IMODE((tmp_path / f"{name}.key").stat().st_mode) == 0o600
+    cert = x509.load_pem_x509_certificate((tmp_path / "b.pem").read_bytes())
+    cert.verify_directly_issued_by(x509.load_pem_x509_certificate(ca))
+    names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["diskmover://b"]
+
+
+def test_certs_never_replaces_half_an_authority(tmp_path: Path) -> None:
+    CliRunner().invoke(main, ["certs", str(tmp_path), "a"])
+    (tmp_path / "ca.key").unlink()
+    ca = (tmp_path / "ca.pem").read_bytes()
+    result = CliRunner().invoke(main, ["certs", str(tmp_path), "b"])
+    assert result.exit_code == 1
+    assert "ca.key" in result.output
+    assert (tmp_path / "ca.pem").read_bytes() == ca
+
+
+def test_credentials_that_do_not_work_are_told(certs: Certs, source: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.pem"
+    broken.write_text("not a certificate")
+    cert, key = certs.paths("a")
+    for options in (
+        ["--cert", broken, "--key", key, "--ca", certs.ca],
+        ["--cert", cert, "--key", broken, "--ca", certs.ca],
+        ["--cert", cert, "--key", key, "--ca", broken],
+        ["--cert", cert, "--key", certs.paths("b")[1], "--ca", certs.ca],
+    ):
+        arguments = ["push", source, "--to", "127.0.0.1:1", "--json", *options]
+        result = CliRunner().invoke(main, list(map(str, arguments)))
+        assert result.exit_code == 1
+        assert json.loads(result.stdout)["error"]["code"] == "CREDENTIALS", result.output

@@ -1,0 +1,159 @@
+"""The stand-alone tool as users run it: real processes, real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PATIENCE_SECONDS = 60.0
+_TOOL = [sys.executable, "-m", "diskmover"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The JSON lines that it printed."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    @property
+    def receipt(self) -> dict[str, Any]:
+        """The receipt that it printed."""
+        assert self.code == 0, self.err
+        return next(line["receipt"] for line in self.lines if "receipt" in line)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error that it printed."""
+        return next(line["error"] for line in self.lines if "error" in line)
+
+
+def run(*arguments: str | Path) -> Ended:
+    """Run a command to its end."""
+    done = subprocess.run(
+        [*_TOOL, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE_SECONDS * 2
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def push_when_free(*arguments: str | Path) -> Ended:
+    """Push; wait while the receiver has not noticed the end of the last attempt."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        ended = run("push", *arguments)
+        if ended.code == 0 or ended.error["code"] != "TARGET_BUSY" or time.monotonic() > end:
+            return ended
+
+
+class Serve:
+    """A `diskmover serve` process.
+
+    Args:
+        root: Where files go.
+        tls: Its --cert, --key and --ca.
+        listen: Where it listens; the address of an earlier one to take its place.
+    """
+
+    def __init__(self, root: Path, tls: list[str], listen: str = "127.0.0.1:0") -> None:
+        self.root = root
+        self._process = subprocess.Popen(
+            [*_TOOL, "serve", "--root", str(root), "--listen", listen, "--json", *tls],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as waiting:
+            waiting.register(self._process.stdout, selectors.EVENT_READ)
+            assert waiting.select(PATIENCE_SECONDS), "serve does not say where it listens"
+        self.address: str = json.loads(self._process.stdout.readline())["listening"]
+
+    def kill(self) -> None:
+        """kill -9."""
+        self._process.kill()
+        self._end()
+
+    def stop(self) -> int:
+        """End it as a service manager would; returns the exit code."""
+        self._process.send_signal(signal.SIGTERM)
+        return self._end()
+
+    def _end(self) -> int:
+        code = self._process.wait(PATIENCE_SECONDS)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        return code
+
+
+class Running:
+    """A `diskmover push` process under way."""
+
+    def __init__(self, *arguments: str | Path) -> None:
+        self._process = subprocess.Popen(
+            [*_TOOL, "push", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def ended(self) -> Ended:
+        """How it ends."""
+        out, err = self._process.communicate(timeout=PATIENCE_SECONDS)
+        return Ended(self._process.returncode, out, err)
+
+
+def eventually(what: str, holds: Callable[[], bool]) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        assert time.monotonic() < end, f"never: {what}"
+        time.sleep(0.02)
+
+
+def part_of(root: Path, name: str) -> Path | None:
+    """The part of a file that is being received."""
+    return next(iter(root.glob(f".{name}.dm-*.part")), None)
+
+
+def arrived_bytes(root: Path, name: str) -> int:
+    """Bytes of a part that are allocated: those that have been written."""
+    part = part_of(root, name)
+    return part.stat().st_blocks * 512 if part else 0
+
+
+def durable_bytes(root: Path, name: str) -> int:
+    """A lower bound of what a receiver's journal notes as durable."""
+    journal = next(iter(root.glob(f".{name}.dm-*.journal")), None)
+    records = max(journal.stat().st_size - 200, 0) if journal else 0
+    return records // 60 << 20
+
+
+def noise(path: Path, size: int) -> Path:
+    """A file that does not compress."""
+    with path.open("wb") as file:
+        for at in range(0, size, 1 << 20):
+            file.write(os.urandom(min(1 << 20, size - at)))
+    return path
+
+
+def same(one: Path, two: Path) -> bool:
+    """What cmp says."""
+    return subprocess.run(["cmp", one, two], capture_output=True).returncode == 0
