@@ -31,6 +31,8 @@ from tests.support.pki import FLEET, TestPki
 
 Mode = pb.EnsureStoppedRequest
 CALL_SECONDS = 60.0
+# A second storage root of each host.
+FAST = "/var/lib/libvirt/fast"
 # A copy that ended so goes on when it is started again.
 GOES_ON = (Reason.COPY_INTERRUPTED, Reason.SESSION_REFUSED)
 
@@ -142,6 +144,7 @@ class TwoHosts:
         tls = self.pki.host(host.name)
         config = host.path("/etc/drover/hostd.toml")
         config.parent.mkdir(parents=True, exist_ok=True)
+        host.path(FAST).mkdir()
         config.write_text(
             f"""
 fleet = "{FLEET}"
@@ -155,6 +158,7 @@ cert = "{tls.cert}"
 key = "{tls.key}"
 [storage.roots]
 images = "{IMAGES}"
+fast = "{FAST}"
 [state]
 directory = "{host.path("/var/lib/drover")}"
 """

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.hostd.fleet import Guest, HostdHost, TwoHosts
+from tests.hostd.fleet import FAST, Guest, HostdHost, TwoHosts
 from tests.lab.host import IMAGES
 
 
@@ -35,20 +35,26 @@ def cdrom(name: str, target: str = "sda") -> str:
     )
 
 
+def define_xml(host: HostdHost, guest: Guest, xml: str) -> Guest:
+    """Define a machine from its whole definition."""
+    file = host.host.path(f"/run/{guest.name}.xml")
+    file.write_text(xml, "utf-8")
+    host.host.virsh("define", f"/run/{guest.name}.xml")
+    file.unlink()
+    return guest
+
+
 def define(host: HostdHost, name: str, devices: str) -> Guest:
     """Define a machine that is off."""
     guest = Guest(name, str(uuid.uuid4()))
-    xml = host.host.path(f"/run/{name}.xml")
-    xml.write_text(
+    return define_xml(
+        host,
+        guest,
         f"<domain type='qemu'><name>{name}</name><uuid>{guest.uuid}</uuid>"
         "<memory unit='MiB'>32</memory><vcpu>1</vcpu>"
         f"<os><type arch='x86_64' machine='q35'>hvm</type></os><devices>{devices}</devices>"
         "</domain>",
-        "utf-8",
     )
-    host.host.virsh("define", f"/run/{name}.xml")
-    xml.unlink()
-    return guest
 
 
 @contextmanager
@@ -60,4 +66,5 @@ def emptied(fleet: TwoHosts) -> Iterator[None]:
         for domain_uuid in each.host.virsh("list", "--all", "--uuid").split():
             each.host.virsh("destroy", domain_uuid, check=False)
             each.host.virsh("undefine", domain_uuid, "--nvram", "--snapshots-metadata")
-        each.host.run("find", IMAGES, "-mindepth", "1", "-delete")
+        for root in (IMAGES, FAST):
+            each.host.run("find", root, "-mindepth", "1", "-delete")
