@@ -11,7 +11,14 @@ The core is Rust (`_core`); docs/wire-protocol.md tells what goes over the wire.
 """
 
 from diskmover.errors import ErrorCode, MoverError
-from diskmover.files import digest, discard, discard_published, open_beneath, reserve
+from diskmover.files import (
+    digest,
+    discard,
+    discard_device,
+    discard_published,
+    open_beneath,
+    reserve,
+)
 from diskmover.model import (
     FileDigest,
     IncomingVolume,
@@ -39,6 +46,7 @@ __all__ = [
     "TlsFiles",
     "digest",
     "discard",
+    "discard_device",
     "discard_published",
     "open_beneath",
     "reserve",

@@ -58,6 +58,23 @@ class Rate(click.ParamType[int]):
         return int(digits) * _UNITS[unit]
 
 
+class Device(click.ParamType[tuple[str, Path]]):
+    """A name for senders, and the block device behind it."""
+
+    name = "device"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Path]:
+        """Parse "NAME=PATH"; links such as /dev/VG/LV are followed."""
+        if isinstance(value, tuple):
+            return value
+        name, given, path = str(value).partition("=")
+        if not name or not given or not Path(path).is_block_device():
+            self.fail(f"{value!r} is not NAME=PATH of a block device", param, ctx)
+        return name, Path(path).resolve()
+
+
 def _tls_options(command: Any) -> Any:
     for option, help_ in (
         ("--ca", "Authority that peers must come from (PEM)."),
@@ -111,15 +128,44 @@ def main() -> None:
     metavar="HOST:PORT",
     help="Where to listen; port 0 lets the system choose.",
 )
+@click.option(
+    "--device",
+    "devices",
+    type=Device(),
+    multiple=True,
+    metavar="NAME=PATH",
+    help="A block device that is overwritten when a sender pushes to NAME; may be repeated.",
+)
+@click.option(
+    "--paranoid",
+    is_flag=True,
+    help="Going on after a break, hash all that is there, not only what came last.",
+)
+@click.option(
+    "--readback",
+    is_flag=True,
+    help="Read everything back from the disk and compare before it is published.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
 @_tls_options
-def serve(root: Path, listen: str, as_json: bool, cert: Path, key: Path, ca: Path) -> None:
+def serve(
+    root: Path,
+    listen: str,
+    devices: tuple[tuple[str, Path], ...],
+    paranoid: bool,
+    readback: bool,
+    as_json: bool,
+    cert: Path,
+    key: Path,
+    ca: Path,
+) -> None:
     """Receive files from everybody who has a certificate of the CA.
 
     Files are placed directly in --root under the names that their senders give
     them, never over something that is there. What is incomplete is called
     .NAME.dm-TAG.part, beside a .journal that tells what of it is durable; a
-    .receipt remembers what was placed, and may be removed.
+    .receipt remembers what was placed, and may be removed. Of a device, journal
+    and receipt lie in --root too.
 
     Ends on SIGINT or SIGTERM with exit code 0; senders go on when it is back.
     """
@@ -127,7 +173,9 @@ def serve(root: Path, listen: str, as_json: bool, cert: Path, key: Path, ca: Pat
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     with _told(as_json), Receiver(listen, TlsFiles(cert, key, ca)) as receiver:
-        receiver.serve_names(root)
+        receiver.serve_names(
+            root, devices=dict(devices), paranoid=paranoid, readback=readback
+        )
         if as_json:
             _emit({"listening": receiver.address, "root": str(root)})
         else:

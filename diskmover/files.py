@@ -51,6 +51,22 @@ def discard(root: Path, name: str, tag: str) -> None:
     _core.discard(root, name, tag)
 
 
+def discard_device(state: Path, name: str, tag: str) -> None:
+    """Make sure that this copy to a block device has left no journal or receipt.
+
+    What it wrote to the device stays there.
+
+    Args:
+        state: The directory given as `IncomingVolume.device_state`.
+        name: The device, as in `IncomingVolume.name`.
+        tag: The copy.
+
+    Raises:
+        MoverError: TARGET_PATH, TARGET_IO, INVALID_ARGUMENT.
+    """
+    _core.discard_device(state, name, tag)
+
+
 def discard_published(root: Path, name: str, tag: str) -> bool:
     """Remove the published file, if this copy published it, and the receipt.
 

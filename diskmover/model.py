@@ -36,6 +36,14 @@ class IncomingVolume:
         mode: Permission bits of the published file.
         uid: Owner of the published file; None to leave it.
         gid: Group of the published file; None to leave it.
+        device_state: The target is a block device, which is overwritten, and
+            this directory keeps its journal and receipt. None for a file. The
+            device must be at least as large as the volume and not in use; what
+            lies behind the volume is not touched.
+        paranoid: When a copy goes on where it stopped, read back and hash all
+            that an earlier attempt placed, not only what it placed last.
+        readback: Before it is published, read all of it back from the medium and
+            compare it with what was sent.
     """
 
     volume_id: str
@@ -45,6 +53,9 @@ class IncomingVolume:
     mode: int = 0o600
     uid: int | None = None
     gid: int | None = None
+    device_state: Path | None = None
+    paranoid: bool = False
+    readback: bool = False
 
 
 @dataclass(frozen=True)

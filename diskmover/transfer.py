@@ -12,7 +12,7 @@ core, which never touch Python.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -108,7 +108,15 @@ class Receiver:
             session_id,
             key,
             sender,
-            [(v.volume_id, v.root, v.name, v.size_bytes, v.mode, v.uid, v.gid) for v in volumes],
+            [
+                (
+                    (v.volume_id, v.root, v.name),
+                    v.size_bytes,
+                    (v.mode, v.uid, v.gid),
+                    (v.device_state, v.paranoid, v.readback),
+                )
+                for v in volumes
+            ],
             tag,
         )
 
@@ -135,7 +143,14 @@ class Receiver:
         """
         self._core.close_session(session_id)
 
-    def serve_names(self, root: Path) -> None:
+    def serve_names(
+        self,
+        root: Path,
+        *,
+        devices: Mapping[str, Path] | None = None,
+        paranoid: bool = False,
+        readback: bool = False,
+    ) -> None:
         """Accept any sender with a certificate of the CA, without sessions.
 
         This is what `diskmover serve` does: a sender names its files, they are
@@ -143,11 +158,16 @@ class Receiver:
 
         Args:
             root: The directory to place files in.
+            devices: Block devices that are overwritten when a sender gives one
+                of these names. Their journals and receipts go to `root`.
+            paranoid: As in `IncomingVolume`.
+            readback: As in `IncomingVolume`.
 
         Raises:
-            MoverError: INVALID_ARGUMENT when `root` is not a directory.
+            MoverError: INVALID_ARGUMENT or TARGET_PATH when `root` is not a
+                directory or a name is not a plain one.
         """
-        self._core.serve_names(root)
+        self._core.serve_names(root, dict(devices or {}), paranoid, readback)
 
     def close(self) -> None:
         """Stop listening and close all sessions; parts and journals stay."""

@@ -30,6 +30,7 @@ pub mod listener;
 pub mod local;
 pub mod medium;
 pub mod messages;
+pub mod offer;
 pub mod opening;
 pub mod plan;
 pub mod pool;

@@ -3,7 +3,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -18,10 +17,10 @@ use crate::frame::{Header, Kind};
 use crate::guard;
 use crate::link::{self, Link};
 use crate::messages::{self, Hello, Keys, VERSION};
+use crate::offer::Offer;
 use crate::pool::lock;
 use crate::progress::Progress;
 use crate::session::{MAX_VOLUMES, OPEN_TO_ALL, Opening, Phase, Session};
-use crate::target::{Care, TargetSpec};
 use crate::tls::TlsFiles;
 
 /// Keys that are remembered to name a replay.
@@ -57,8 +56,8 @@ struct Shared {
     tls: TlsFiles,
     limits: Limits,
     registry: Mutex<Registry>,
-    /// Directory of the stand-alone tool, which needs no sessions.
-    open_root: Mutex<Option<PathBuf>>,
+    /// What the stand-alone tool offers, which needs no sessions.
+    offer: Mutex<Option<Offer>>,
     /// Held from finding a session of the stand-alone tool until the connection
     /// is in it: another connection would take it for an idle one.
     open_turn: Mutex<()>,
@@ -97,7 +96,7 @@ impl Receiver {
             tls,
             limits,
             registry: Mutex::default(),
-            open_root: Mutex::new(None),
+            offer: Mutex::new(None),
             open_turn: Mutex::default(),
             connections: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -146,10 +145,10 @@ impl Receiver {
         self.shared.retire(id);
     }
 
-    /// Accepts any sender of the CA, and places its files in this directory.
-    pub fn serve_names(&self, root: PathBuf) -> Result<()> {
-        beneath::open_root(&root)?;
-        *lock(&self.shared.open_root) = Some(root);
+    /// Accepts any sender of the CA, and places what it names.
+    pub fn serve_names(&self, offer: Offer) -> Result<()> {
+        offer.check()?;
+        *lock(&self.shared.offer) = Some(offer);
         Ok(())
     }
 
@@ -290,10 +289,10 @@ impl Shared {
             let expected = keys.prove(exporter, &hello.nonce, &hello.session);
             blake3::Hash::from_bytes(expected) == blake3::Hash::from_bytes(hello.proof)
         };
-        if let Some(root) = lock(&self.open_root).clone()
+        if let Some(offer) = lock(&self.offer).clone()
             && hello.session.starts_with(OPEN_TO_ALL)
         {
-            return self.find_open(hello, uris, root);
+            return self.find_open(hello, uris, &offer);
         }
         let registry = lock(&self.registry);
         let replayed = registry
@@ -334,7 +333,7 @@ impl Shared {
     ///
     /// Its tag comes from name and sender, so that the same command goes on
     /// where it stopped. A dead attempt is replaced, a live one is not.
-    fn find_open(&self, hello: &Hello, uris: &[String], root: PathBuf) -> Result<Arc<Session>> {
+    fn find_open(&self, hello: &Hello, uris: &[String], offer: &Offer) -> Result<Arc<Session>> {
         let name = hello.session.strip_prefix(OPEN_TO_ALL).unwrap_or_default();
         if name.contains('/') || name.starts_with('.') {
             return Err(invalid(format!("{name:?} is not a plain file name")));
@@ -356,22 +355,12 @@ impl Shared {
             _ => {}
         }
         let tag = hex(&blake3::hash(id.as_bytes()).as_bytes()[..8]);
-        let spec = TargetSpec {
-            volume: name.to_owned(),
-            root,
-            name: name.to_owned(),
-            size: None,
-            mode: 0o600,
-            uid: None,
-            gid: None,
-            care: Care::default(),
-        };
         self.forget_idle();
         self.register(Opening {
             id: id.clone(),
             key: ZERO_HASH,
             sender,
-            volumes: vec![spec],
+            volumes: vec![offer.target(name)],
             tag,
         })?;
         lock(&self.registry)

@@ -3,6 +3,7 @@
 //! `diskmover/_core.pyi` gives the types, `diskmover/` the documented API. No
 //! thread of the core ever touches Python; calls that can block release the GIL.
 
+use std::collections::HashMap;
 use std::os::fd::IntoRawFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -13,21 +14,28 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::beneath;
+use crate::device;
 use crate::digest::{CHUNK, hex};
 use crate::effort::Compression;
 use crate::error::{Code, MoverError, Result};
 use crate::listener::{self, Limits};
 use crate::messages;
+use crate::offer::Offer;
 use crate::progress;
 use crate::publish;
 use crate::push;
 use crate::session::{Opening, Phase};
-use crate::target::{Care, TargetSpec};
+use crate::target::{Care, Place, Proof, TargetSpec, Trust};
 use crate::tls::TlsFiles;
 use crate::{error, local};
 
 type Tls = (PathBuf, PathBuf, PathBuf);
-type Incoming = (String, PathBuf, String, u64, u32, Option<u32>, Option<u32>);
+type Incoming = (
+    (String, PathBuf, String),
+    u64,
+    (u32, Option<u32>, Option<u32>),
+    (Option<PathBuf>, bool, bool),
+);
 type Outgoing = (String, PathBuf, Option<u64>);
 type Progress = (u64, u64, u64, u64, u64, Option<f64>, &'static str, u64);
 type Receipt = (String, u64, u64, u64, u64, u64, String, &'static str);
@@ -90,6 +98,20 @@ fn compression(wanted: Option<Wanted>) -> Result<Compression> {
             let text = format!("{name:?} is not a way to compress; give a level or \"adaptive\"");
             Err(MoverError::new(Code::InvalidArgument, text))
         }
+    }
+}
+
+fn trust(paranoid: bool) -> Trust {
+    match paranoid {
+        true => Trust::Paranoid,
+        false => Trust::Normal,
+    }
+}
+
+fn proof(readback: bool) -> Proof {
+    match readback {
+        true => Proof::Readback,
+        false => Proof::Written,
     }
 }
 
@@ -163,15 +185,23 @@ impl Receiver {
         tag: String,
     ) -> PyResult<()> {
         let key = secret(key).map_err(|e| raise(py, &e))?;
-        let spec = |(volume, root, name, size, mode, uid, gid): Incoming| TargetSpec {
-            volume,
-            root,
-            name,
-            size: Some(size),
-            mode,
-            uid,
-            gid,
-            care: Care::default(),
+        let spec = |incoming: Incoming| {
+            let ((volume, root, name), size, (mode, uid, gid), care) = incoming;
+            let (state, paranoid, readback) = care;
+            TargetSpec {
+                volume,
+                root,
+                name,
+                size: Some(size),
+                mode,
+                uid,
+                gid,
+                care: Care {
+                    place: state.map_or(Place::File, |state| Place::Device { state }),
+                    trust: trust(paranoid),
+                    proof: proof(readback),
+                },
+            }
         };
         let volumes = volumes.into_iter().map(spec).collect();
         let opening = Opening {
@@ -200,8 +230,21 @@ impl Receiver {
         py.detach(|| self.inner.close_session(session_id));
     }
 
-    fn serve_names(&self, py: Python<'_>, root: PathBuf) -> PyResult<()> {
-        detached(py, || self.inner.serve_names(root))
+    fn serve_names(
+        &self,
+        py: Python<'_>,
+        root: PathBuf,
+        devices: HashMap<String, PathBuf>,
+        paranoid: bool,
+        readback: bool,
+    ) -> PyResult<()> {
+        let offer = Offer {
+            root,
+            devices,
+            trust: trust(paranoid),
+            proof: proof(readback),
+        };
+        detached(py, || self.inner.serve_names(offer))
     }
 
     fn close(&self, py: Python<'_>) {
@@ -312,6 +355,11 @@ fn discard(py: Python<'_>, root: PathBuf, name: &str, tag: &str) -> PyResult<()>
 }
 
 #[pyfunction]
+fn discard_device(py: Python<'_>, state: PathBuf, name: &str, tag: &str) -> PyResult<()> {
+    detached(py, || device::discard(&state, name, tag))
+}
+
+#[pyfunction]
 fn discard_published(py: Python<'_>, root: PathBuf, name: &str, tag: &str) -> PyResult<bool> {
     detached(py, || publish::discard_published(&root, name, tag))
 }
@@ -359,6 +407,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Push>()?;
     module.add_function(wrap_pyfunction!(reserve, module)?)?;
     module.add_function(wrap_pyfunction!(discard, module)?)?;
+    module.add_function(wrap_pyfunction!(discard_device, module)?)?;
     module.add_function(wrap_pyfunction!(discard_published, module)?)?;
     module.add_function(wrap_pyfunction!(digest, module)?)?;
     module.add_function(wrap_pyfunction!(open_beneath, module)?)?;

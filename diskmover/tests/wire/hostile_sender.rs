@@ -16,6 +16,7 @@ use diskmover::error::{self, Code, MoverError};
 use diskmover::frame::{CODEC_ZSTD, HEADER, Header, Kind, MAX_DATA_PAYLOAD};
 use diskmover::listener::Limits;
 use diskmover::messages::{Hello, encode_error};
+use diskmover::offer::Offer;
 use diskmover::session::Phase;
 
 use crate::peer::{Heard, Peer, zstd};
@@ -477,7 +478,7 @@ fn a_hello_that_makes_no_sense_is_refused_before_any_session_hears_of_it() {
 #[test]
 fn without_sessions_names_and_sizes_are_checked() {
     let rig = Rig::new();
-    rig.receiver.serve_names(rig.root()).unwrap();
+    rig.receiver.serve_names(Offer::files(rig.root())).unwrap();
     let attempt = |session: &str, size: u64| -> error::Result<()> {
         let mut peer = Peer::dial(&rig, &rig.pki.host("a"));
         let name = session.strip_prefix("open/").unwrap_or_default().to_owned();
