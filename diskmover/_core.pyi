@@ -8,13 +8,15 @@ from diskmover.errors import MoverError
 
 _Path = str | PathLike[str]
 _Tls = tuple[_Path, _Path, _Path]
+# root, name
+_Seed = tuple[_Path, str]
 # (volume_id, root, name), size_bytes, (mode, uid, gid),
-# (device_state, paranoid, readback)
+# (device_state, paranoid, readback, seeds)
 _Incoming = tuple[
     tuple[str, _Path, str],
     int,
     tuple[int, int | None, int | None],
-    tuple[_Path | None, bool, bool],
+    tuple[_Path | None, bool, bool, Sequence[_Seed]],
 ]
 # volume_id, path, size_bytes
 _Outgoing = tuple[str, _Path, int | None]
@@ -42,7 +44,12 @@ class Receiver:
     ) -> tuple[str, _Progress, list[_Receipt], MoverError | None]: ...
     def close_session(self, session_id: str) -> None: ...
     def serve_names(
-        self, root: _Path, devices: dict[str, _Path], paranoid: bool, readback: bool
+        self,
+        root: _Path,
+        devices: dict[str, _Path],
+        paranoid: bool,
+        readback: bool,
+        seeds: Sequence[_Seed],
     ) -> None: ...
     def close(self) -> None: ...
 

@@ -146,6 +146,14 @@ def main() -> None:
     is_flag=True,
     help="Read everything back from the disk and compare before it is published.",
 )
+@click.option(
+    "--seed",
+    "seeds",
+    multiple=True,
+    metavar="NAME",
+    help="A file in --root, such as a base image or an older copy, whose content is "
+    "reused and not sent again; may be repeated.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
 @_tls_options
 def serve(
@@ -154,6 +162,7 @@ def serve(
     devices: tuple[tuple[str, Path], ...],
     paranoid: bool,
     readback: bool,
+    seeds: tuple[str, ...],
     as_json: bool,
     cert: Path,
     key: Path,
@@ -174,7 +183,7 @@ def serve(
         signal.signal(number, lambda *_: ended.set())
     with _told(as_json), Receiver(listen, TlsFiles(cert, key, ca)) as receiver:
         receiver.serve_names(
-            root, devices=dict(devices), paranoid=paranoid, readback=readback
+            root, devices=dict(devices), paranoid=paranoid, readback=readback, seeds=seeds
         )
         if as_json:
             _emit({"listening": receiver.address, "root": str(root)})

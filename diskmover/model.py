@@ -44,6 +44,12 @@ class IncomingVolume:
             that an earlier attempt placed, not only what it placed last.
         readback: Before it is published, read all of it back from the medium and
             compare it with what was sent.
+        seeds: Older copies and base images, as pairs of a directory and a path
+            beneath it. Blocks of 64 KiB that they have, anywhere, are copied
+            from them (shared, where the file system can) and not sent; every
+            one is hashed as it arrives. The first use reads a seed and leaves a
+            list of its hashes beside it, `.NAME.dm-hashes`. Seeds that are
+            missing are left out.
     """
 
     volume_id: str
@@ -56,6 +62,7 @@ class IncomingVolume:
     device_state: Path | None = None
     paranoid: bool = False
     readback: bool = False
+    seeds: tuple[tuple[Path, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class Receiver:
                     (v.volume_id, v.root, v.name),
                     v.size_bytes,
                     (v.mode, v.uid, v.gid),
-                    (v.device_state, v.paranoid, v.readback),
+                    (v.device_state, v.paranoid, v.readback, v.seeds),
                 )
                 for v in volumes
             ],
@@ -150,6 +150,7 @@ class Receiver:
         devices: Mapping[str, Path] | None = None,
         paranoid: bool = False,
         readback: bool = False,
+        seeds: Sequence[str] = (),
     ) -> None:
         """Accept any sender with a certificate of the CA, without sessions.
 
@@ -162,12 +163,15 @@ class Receiver:
                 of these names. Their journals and receipts go to `root`.
             paranoid: As in `IncomingVolume`.
             readback: As in `IncomingVolume`.
+            seeds: Files in `root` whose content may be reused.
 
         Raises:
             MoverError: INVALID_ARGUMENT or TARGET_PATH when `root` is not a
                 directory or a name is not a plain one.
         """
-        self._core.serve_names(root, dict(devices or {}), paranoid, readback)
+        self._core.serve_names(
+            root, dict(devices or {}), paranoid, readback, [(root, name) for name in seeds]
+        )
 
     def close(self) -> None:
         """Stop listening and close all sessions; parts and journals stay."""

@@ -42,6 +42,8 @@ pub mod push;
 #[cfg(feature = "python")]
 mod py;
 pub mod receipt;
+pub mod seedlist;
+pub mod seeds;
 pub mod session;
 pub mod source;
 pub mod stages;

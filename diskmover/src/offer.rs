@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::beneath;
 use crate::error::{Code, MoverError, Result};
+use crate::seeds::SeedSpec;
 use crate::target::{Care, Place, Proof, TargetSpec, Trust};
 
 /// A directory for new files, and devices by the names that senders give them.
@@ -18,6 +19,8 @@ pub struct Offer {
     pub trust: Trust,
     /// What is proven before something is published.
     pub proof: Proof,
+    /// Files whose content may be reused.
+    pub seeds: Vec<SeedSpec>,
 }
 
 impl Offer {
@@ -28,6 +31,7 @@ impl Offer {
             devices: HashMap::new(),
             trust: Trust::default(),
             proof: Proof::default(),
+            seeds: Vec::new(),
         }
     }
 
@@ -67,6 +71,7 @@ impl Offer {
                 place,
                 trust: self.trust,
                 proof: self.proof,
+                seeds: self.seeds.clone(),
             },
         }
     }

@@ -22,9 +22,10 @@ use crate::medium::Medium;
 use crate::messages::Receipt;
 use crate::publish;
 use crate::receipt::{self, FileId};
+use crate::seeds::Seeds;
 use crate::source::Identity;
 use crate::sys;
-use crate::target::{Base, Opened, Place, Target, TargetSpec, Trust};
+use crate::target::{Opened, Place, Target, TargetSpec, Trust};
 
 /// An open place for the bytes of a volume, held by this copy alone.
 pub struct Site {
@@ -48,8 +49,10 @@ pub struct Site {
 pub struct Known {
     /// The site, ready to write.
     pub medium: Medium,
-    /// Older content.
-    pub base: Option<Base>,
+    /// It holds something that the journal does not tell of.
+    pub has_base: bool,
+    /// Other files whose content may be reused.
+    pub seeds: Seeds,
     /// What is placed and durable.
     pub ledger: Ledger,
     /// Where that is noted.
@@ -86,7 +89,10 @@ pub fn open(
         tag: *blake3::hash(tag.as_bytes()).as_bytes(),
         part: site.id,
     };
-    let (names, id, blank) = (site.names, site.id, site.blank);
+    let (names, id) = (site.names, site.id);
+    let seeds = Seeds::open(&spec.care.seeds, go_on)?;
+    // Blocks of seeds may stand where zeros come later.
+    let blank = site.blank && seeds.is_empty();
     let unmeasured = |e| MoverError::target_io("cannot measure a target", &e);
     let medium = Medium::new(site.file, site.direct, blank).map_err(unmeasured)?;
     let noted = match site.sized {
@@ -100,7 +106,8 @@ pub fn open(
                 sized.map_err(|e| MoverError::target_io("cannot size a part", &e))?;
             }
             Known {
-                base: (!blank).then_some(Base::Part),
+                has_base: !site.blank,
+                seeds,
                 ledger: Ledger::new(identity.size),
                 journal: Journal::create(&names, &subject)?,
                 medium,
@@ -112,7 +119,8 @@ pub fn open(
                 _ => (0..noted.ledger.segments()).collect(),
             };
             let mut known = Known {
-                base: None,
+                has_base: false,
+                seeds,
                 ledger: noted.ledger,
                 journal: noted.journal,
                 medium,

@@ -24,6 +24,7 @@ use crate::offer::Offer;
 use crate::progress;
 use crate::publish;
 use crate::push;
+use crate::seeds::SeedSpec;
 use crate::session::{Opening, Phase};
 use crate::target::{Care, Place, Proof, TargetSpec, Trust};
 use crate::tls::TlsFiles;
@@ -34,7 +35,7 @@ type Incoming = (
     (String, PathBuf, String),
     u64,
     (u32, Option<u32>, Option<u32>),
-    (Option<PathBuf>, bool, bool),
+    (Option<PathBuf>, bool, bool, Vec<(PathBuf, String)>),
 );
 type Outgoing = (String, PathBuf, Option<u64>);
 type Progress = (u64, u64, u64, u64, u64, Option<f64>, &'static str, u64);
@@ -115,6 +116,11 @@ fn proof(readback: bool) -> Proof {
     }
 }
 
+fn seeds(names: Vec<(PathBuf, String)>) -> Vec<SeedSpec> {
+    let seed = |(root, name)| SeedSpec { root, name };
+    names.into_iter().map(seed).collect()
+}
+
 fn progress_tuple(p: progress::Progress) -> Progress {
     (
         p.done,
@@ -187,7 +193,7 @@ impl Receiver {
         let key = secret(key).map_err(|e| raise(py, &e))?;
         let spec = |incoming: Incoming| {
             let ((volume, root, name), size, (mode, uid, gid), care) = incoming;
-            let (state, paranoid, readback) = care;
+            let (state, paranoid, readback, seeds) = care;
             TargetSpec {
                 volume,
                 root,
@@ -200,6 +206,7 @@ impl Receiver {
                     place: state.map_or(Place::File, |state| Place::Device { state }),
                     trust: trust(paranoid),
                     proof: proof(readback),
+                    seeds: self::seeds(seeds),
                 },
             }
         };
@@ -237,12 +244,14 @@ impl Receiver {
         devices: HashMap<String, PathBuf>,
         paranoid: bool,
         readback: bool,
+        seeds: Vec<(PathBuf, String)>,
     ) -> PyResult<()> {
         let offer = Offer {
             root,
             devices,
             trust: trust(paranoid),
             proof: proof(readback),
+            seeds: self::seeds(seeds),
         };
         detached(py, || self.inner.serve_names(offer))
     }

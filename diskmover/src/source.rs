@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -98,7 +98,22 @@ impl FileSource {
             ),
             e => MoverError::source_io(&format!("cannot open {shown}"), &e.into()),
         })?;
-        let file = File::from(fd);
+        let direct = rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty()).ok();
+        FileSource::from_files(File::from(fd), direct.map(File::from), path)
+    }
+
+    /// A source of an open file; for messages it has no name.
+    pub fn of(file: &File) -> Result<FileSource> {
+        let path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let again = file.try_clone();
+        let again = again.map_err(|e| MoverError::source_io("cannot open a file again", &e))?;
+        let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let direct = rustix::fs::open(&path, flags, Mode::empty()).ok();
+        FileSource::from_files(again, direct.map(File::from), &path)
+    }
+
+    fn from_files(file: File, direct: Option<File>, path: &Path) -> Result<FileSource> {
+        let shown = path.display();
         let stat = rustix::fs::fstat(&file)
             .map_err(|e| MoverError::source_io(&format!("cannot stat {shown}"), &e.into()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -117,8 +132,7 @@ impl FileSource {
                 format!("{shown} has {} bytes, more than 64 TiB", identity.size),
             ));
         }
-        let direct = rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty()).ok();
-        let direct = direct.map(File::from).filter(|direct| {
+        let direct = direct.filter(|direct| {
             let other = identity_of(direct, is_block);
             other.is_ok_and(|other| other.is_like(&identity))
         });

@@ -121,6 +121,30 @@ pub fn send_times(socket: impl AsFd) -> io::Result<SendTimes> {
     })
 }
 
+/// Lets a range of `to` share the blocks of a range of `from`, if both lie on one
+/// file system that can; what `to` held there is gone.
+pub fn share(
+    from: impl AsFd,
+    from_offset: u64,
+    to: impl AsFd,
+    to_offset: u64,
+    len: u64,
+) -> io::Result<()> {
+    let range = libc::file_clone_range {
+        src_fd: i64::from(from.as_fd().as_raw_fd()),
+        src_offset: from_offset,
+        src_length: len,
+        dest_offset: to_offset,
+    };
+    // SAFETY: both descriptors are open while borrowed; the kernel only reads the
+    // struct, which outlives the call.
+    let result = unsafe { libc::ioctl(to.as_fd().as_raw_fd(), libc::FICLONERANGE, &range) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,6 +20,7 @@ use crate::opening::Known;
 use crate::pool::lock;
 use crate::publish;
 use crate::receipt::FileId;
+use crate::seeds::{SeedSpec, Seeds};
 use crate::source::Identity;
 use crate::sys::ALIGN;
 
@@ -53,6 +54,8 @@ pub struct Care {
     pub trust: Trust,
     /// What is proven before it is published.
     pub proof: Proof,
+    /// Files whose content may be reused.
+    pub seeds: Vec<SeedSpec>,
 }
 
 /// What the name of a target stands for.
@@ -103,12 +106,6 @@ struct Book {
     pending: BTreeMap<u32, u64>,
 }
 
-/// Where older content is.
-pub enum Base {
-    /// In the part itself: an earlier attempt of another source, or a newer one.
-    Part,
-}
-
 /// What became of an offer to take a chunk from the base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
@@ -124,7 +121,9 @@ pub struct Target {
     names: Names,
     id: FileId,
     medium: Medium,
-    base: Option<Base>,
+    /// Whether the part held something that no journal tells of.
+    has_base: bool,
+    seeds: Seeds,
     /// The source that it is a copy of.
     pub identity: Identity,
     /// Bytes that were durable when it was opened.
@@ -147,7 +146,8 @@ impl Target {
             names,
             id,
             medium: known.medium,
-            base: known.base,
+            has_base: known.has_base,
+            seeds: known.seeds,
             identity,
             resumed: known.ledger.done_bytes(),
             book: Mutex::new(Book {
@@ -207,12 +207,16 @@ impl Target {
         Ok(())
     }
 
-    /// Bytes of older content that chunks can be taken from.
+    /// Bytes of the volume for which there may be older content.
     pub fn base_bytes(&self) -> u64 {
-        self.base.as_ref().map_or(0, |_| self.size())
+        let any = self.has_base || !self.seeds.is_empty();
+        if any { self.size() } else { 0 }
     }
 
-    /// Places a chunk from the base, if it is there. `buffer` has room for it.
+    /// Places a chunk from what is there, if it is. `buffer` has room for it.
+    ///
+    /// Blocks that seeds have are put into the part even when others are missing:
+    /// the patch that brings those is laid over them.
     pub fn take(
         &self,
         chunk: u64,
@@ -223,17 +227,20 @@ impl Target {
         if lock(&self.book).ledger.is_done(chunk) {
             return Ok(Taken::Whole);
         }
-        let len = digest::chunk_len(self.size(), chunk);
-        if !self.read_base(chunk, &mut buffer[..len]) {
-            return Ok(Taken::Without(base::all(len)));
+        let buffer = &mut buffer[..digest::chunk_len(self.size(), chunk)];
+        if !self.read_part(chunk, buffer) {
+            return Ok(Taken::Without(base::all(buffer.len())));
         }
-        match base::differing(&buffer[..len], pieces) & base::all(len) {
-            0 => self.adopt(chunk, 0, &mut buffer[..len], |found, _| *found == hash),
+        let missing = base::differing(buffer, pieces) & base::all(buffer.len());
+        let (seeds, offset) = (&self.seeds, chunk * CHUNK);
+        let filled = seeds.fill(&self.medium, offset, buffer, pieces, missing);
+        match filled.map_err(|e| self.failed("cannot write", &e).at(offset))? {
+            0 => self.adopt(chunk, 0, buffer, |found, _| *found == hash),
             mask => Ok(Taken::Without(mask)),
         }
     }
 
-    /// Lays blocks over the base's chunk and places the result, if it is what
+    /// Lays blocks over what the part holds and places the result, if it is what
     /// `is_right` expects. `data` holds the blocks that `bitmap` marks in `mask`.
     pub fn patch(
         &self,
@@ -248,7 +255,7 @@ impl Target {
             return Ok(Taken::Whole);
         }
         let buffer = &mut buffer[..digest::chunk_len(self.size(), chunk)];
-        if !self.read_base(chunk, buffer) {
+        if !self.read_part(chunk, buffer) {
             return Ok(Taken::Without(base::all(buffer.len())));
         }
         base::overlay(buffer, mask, bitmap, data);
@@ -257,7 +264,7 @@ impl Target {
         })
     }
 
-    /// Places a chunk of which all blocks outside `mask` come from the base.
+    /// Places a chunk of which all blocks outside `mask` are in the part already.
     fn adopt(
         &self,
         chunk: u64,
@@ -276,24 +283,15 @@ impl Target {
         if offered.is_err() {
             self.conflict(chunk)?;
         }
-        let missing = match self.base {
-            Some(Base::Part) => mask,
-            _ => base::all(len),
-        };
-        self.write_blocks(chunk, missing, &bitmap, &buffer[..data])?;
+        self.write_blocks(chunk, mask, &bitmap, &buffer[..data])?;
         self.confirm(chunk);
         Ok(Taken::Whole)
     }
 
-    /// Reads a chunk of the base; false when there is none that can be read.
-    fn read_base(&self, chunk: u64, buffer: &mut [u8]) -> bool {
-        match &self.base {
-            None => false,
-            Some(Base::Part) => self
-                .medium
-                .read(chunk * CHUNK, buffer.len(), buffer)
-                .is_ok(),
-        }
+    /// Reads what the part holds of a chunk; false when it cannot be read.
+    fn read_part(&self, chunk: u64, buffer: &mut [u8]) -> bool {
+        let read = self.medium.read(chunk * CHUNK, buffer.len(), buffer);
+        read.is_ok()
     }
 
     /// Writes the 64 KiB blocks of a chunk that `mask` covers; `data` holds the

@@ -12,3 +12,4 @@ mod peer;
 mod pki;
 mod proof;
 mod rig;
+mod seeds;

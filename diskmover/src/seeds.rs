@@ -1,0 +1,232 @@
+//! Files at the target whose content may be reused: older copies, base images.
+//!
+//! Each is cut into 64 KiB blocks, and their hashes are kept in a list beside it,
+//! so that it is read once and not for every copy. A block that a source has is
+//! looked up by its hash, wherever in a seed it lies, copied (or shared, where the
+//! file system can), and hashed again as it arrives: a list can be old, a file can
+//! change at any time, and neither is ever believed.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use crate::base::{self, Mask, PIECE};
+use crate::digest::{self, CHUNK, Hash, ZERO_HASH};
+use crate::error::{Code, MoverError, Result};
+use crate::medium::Medium;
+use crate::plan::{Plan, Work};
+use crate::pool::lock;
+use crate::seedlist;
+use crate::source::{FileSource, Source};
+use crate::sys::{self, ALIGN, AlignedBuf};
+
+/// Most blocks that are looked up (128 GiB of seeds): bounds the memory.
+const MAX_BLOCKS: usize = 2 << 20;
+
+/// A file whose content may be reused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SeedSpec {
+    /// Directory to stay beneath.
+    pub root: PathBuf,
+    /// The file, relative to it.
+    pub name: String,
+}
+
+/// Seeds, open and indexed.
+pub struct Seeds {
+    files: Vec<Seed>,
+    /// From the first bytes of a hash to where such a block may be.
+    blocks: HashMap<u64, (u32, u32)>,
+    shares: AtomicBool,
+    /// Bytes that were taken from seeds.
+    pub reused: AtomicU64,
+}
+
+struct Seed {
+    source: FileSource,
+    file: File,
+}
+
+impl Seeds {
+    /// Opens and indexes seeds; those that are missing or unreadable are left out.
+    pub fn open(specs: &[SeedSpec], go_on: &(dyn Fn() -> bool + Sync)) -> Result<Seeds> {
+        let mut seeds = Seeds {
+            files: Vec::new(),
+            blocks: HashMap::new(),
+            shares: AtomicBool::new(true),
+            reused: AtomicU64::new(0),
+        };
+        for spec in specs {
+            let Some(list) = seedlist::List::open(spec) else {
+                continue;
+            };
+            let hashes = match list.load() {
+                Some(hashes) => hashes,
+                None => match hash_all(list.source(), go_on)? {
+                    Some(hashes) => {
+                        list.keep(&hashes);
+                        hashes
+                    }
+                    None => continue,
+                },
+            };
+            seeds.index(&hashes);
+            let (source, file) = list.into_parts();
+            seeds.files.push(Seed { source, file });
+        }
+        Ok(seeds)
+    }
+
+    /// Whether there is nothing to reuse.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// Puts blocks of a chunk that are wanted and found into the target, and into
+    /// `chunk`, which is what the target holds there; returns those still missing.
+    pub fn fill(
+        &self,
+        target: &Medium,
+        offset: u64,
+        chunk: &mut [u8],
+        wanted: &[Hash],
+        missing: Mask,
+    ) -> std::io::Result<Mask> {
+        let mut missing = missing;
+        let mut buffer = match AlignedBuf::new(PIECE) {
+            Some(buffer) => buffer,
+            None => return Ok(missing),
+        };
+        for (number, hash) in wanted.iter().enumerate() {
+            let bit = 1 << number;
+            let start = number * PIECE;
+            let len = PIECE.min(chunk.len().saturating_sub(start));
+            if missing & bit == 0 || len == 0 {
+                continue;
+            }
+            let piece = &mut buffer[..len];
+            if *hash == ZERO_HASH {
+                target.zero(offset + start as u64, len as u64)?;
+                piece.fill(0);
+            } else if !self.place(target, offset + start as u64, piece, hash)? {
+                continue;
+            }
+            chunk[start..start + len].copy_from_slice(&buffer[..len]);
+            missing &= !bit;
+        }
+        Ok(missing)
+    }
+
+    /// Puts one block into the target and into `piece`; false when no seed has it.
+    fn place(
+        &self,
+        target: &Medium,
+        offset: u64,
+        piece: &mut [u8],
+        hash: &Hash,
+    ) -> std::io::Result<bool> {
+        let Some((seed, block)) = self.blocks.get(&prefix(hash)) else {
+            return Ok(false);
+        };
+        let seed = &self.files[*seed as usize];
+        let from = u64::from(*block) * PIECE as u64;
+        let is_right = |piece: &[u8]| *blake3::hash(piece).as_bytes() == *hash;
+        if piece.len() == PIECE && self.shares.load(Ordering::Relaxed) {
+            match sys::share(&seed.file, from, target.file(), offset, PIECE as u64) {
+                Ok(()) => {
+                    // What counts is what the target reads as now.
+                    target.read(offset, PIECE, piece)?;
+                    if is_right(piece) {
+                        self.reused.fetch_add(PIECE as u64, Ordering::Relaxed);
+                        return Ok(true);
+                    }
+                    return Ok(false);
+                }
+                Err(_) => self.shares.store(false, Ordering::Relaxed),
+            }
+        }
+        if !seed.read(from, piece) || !is_right(piece) {
+            return Ok(false);
+        }
+        target.write(offset, piece)?;
+        self.reused.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    fn index(&mut self, hashes: &[Hash]) {
+        let seed = self.files.len() as u32;
+        for (block, hash) in hashes.iter().enumerate() {
+            if *hash != ZERO_HASH && self.blocks.len() < MAX_BLOCKS {
+                let place = (seed, block as u32);
+                self.blocks.entry(prefix(hash)).or_insert(place);
+            }
+        }
+    }
+}
+
+impl Seed {
+    /// Reads a piece that may end before the file does; false when it cannot.
+    fn read(&self, offset: u64, piece: &mut [u8]) -> bool {
+        let size = self.source.identity().size;
+        let there = size.saturating_sub(offset).min(piece.len() as u64) as usize;
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, &mut piece[..there], offset).is_ok()
+            && there == piece.len()
+    }
+}
+
+fn prefix(hash: &Hash) -> u64 {
+    hash[..8]
+        .iter()
+        .fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
+
+/// Hashes of all blocks of a file, in parallel; None when it cannot be read.
+fn hash_all(source: &FileSource, go_on: &(dyn Fn() -> bool + Sync)) -> Result<Option<Vec<Hash>>> {
+    let size = source.identity().size;
+    let Ok(extents) = source.extents(true) else {
+        return Ok(None);
+    };
+    let plan = Mutex::new(Plan::new(extents, size));
+    let hashes = Mutex::new(vec![ZERO_HASH; size.div_ceil(PIECE as u64) as usize]);
+    let (stopped, unread) = (AtomicBool::new(false), AtomicBool::new(false));
+    let work = || {
+        let Some(mut buffer) = AlignedBuf::new(CHUNK as usize) else {
+            return unread.store(true, Ordering::Relaxed);
+        };
+        while !unread.load(Ordering::Relaxed) {
+            let step = lock(&plan).next(|_| false);
+            match step {
+                Ok(Some(Work::Zeros(_))) => {}
+                Ok(Some(Work::Chunk(chunk, ranges))) => {
+                    if !go_on() {
+                        return stopped.store(true, Ordering::Relaxed);
+                    }
+                    let len = digest::chunk_len(size, chunk);
+                    let room = &mut buffer[..len.next_multiple_of(ALIGN)];
+                    if source.read_chunk(chunk, &ranges, room).is_err() {
+                        return unread.store(true, Ordering::Relaxed);
+                    }
+                    let found = base::hashes(&buffer[..len]);
+                    let first = chunk as usize * base::PIECES;
+                    lock(&hashes)[first..first + found.len()].copy_from_slice(&found);
+                }
+                Ok(None) => return,
+                Err(_) => return unread.store(true, Ordering::Relaxed),
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(4) {
+            scope.spawn(work);
+        }
+    });
+    if stopped.load(Ordering::Relaxed) {
+        let text = "the session ended while files to reuse were read";
+        return Err(MoverError::new(Code::SessionClosed, text).at_receiver());
+    }
+    let usable = !unread.load(Ordering::Relaxed);
+    Ok(usable.then(|| std::mem::take(&mut *lock(&hashes))))
+}
