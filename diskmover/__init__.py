@@ -22,6 +22,7 @@ from diskmover.files import (
 from diskmover.model import (
     FileDigest,
     IncomingVolume,
+    NbdExport,
     OutgoingVolume,
     Progress,
     Receipt,
@@ -36,6 +37,7 @@ __all__ = [
     "FileDigest",
     "IncomingVolume",
     "MoverError",
+    "NbdExport",
     "OutgoingVolume",
     "Progress",
     "Push",

@@ -18,8 +18,10 @@ _Incoming = tuple[
     tuple[int, int | None, int | None],
     tuple[_Path | None, bool, bool, Sequence[_Seed]],
 ]
-# volume_id, path, size_bytes
-_Outgoing = tuple[str, _Path, int | None]
+# address, name, content_id
+_Nbd = tuple[str, str, str | None]
+# volume_id, path, export, size_bytes
+_Outgoing = tuple[str, _Path | None, _Nbd | None, int | None]
 # done, total, resumed, wire, rate, eta, limited_by, connections
 _Progress = tuple[int, int, int, int, int, float | None, str, int]
 # volume_id, size, data, zero, wire, chunk_size, digest, mode

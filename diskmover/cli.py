@@ -5,6 +5,11 @@ everybody who has a certificate of its CA. A file keeps its own name or the one
 of --name, is placed directly in --root, and never over an existing file. The
 same `push` again goes on where it stopped.
 
+`push --nbd` sends a disk as its guest sees it, read from an NBD export:
+
+    qemu-nbd --read-only --shared 8 --persistent --socket /run/web1.sock web1.qcow2
+    diskmover push --nbd unix:/run/web1.sock --name web1.raw --to b:7443 ...
+
 Exit codes: 0 done, 1 failed, 2 wrong usage, 5 out of reach (try again).
 """
 
@@ -12,13 +17,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -27,7 +33,7 @@ import click
 import diskmover
 from diskmover import certs as authority
 from diskmover.errors import ErrorCode, MoverError
-from diskmover.model import OutgoingVolume, Progress, Receipt, TlsFiles
+from diskmover.model import NbdExport, OutgoingVolume, Progress, Receipt, TlsFiles
 from diskmover.transfer import Push, Receiver
 
 EXIT_FAILED = 1
@@ -73,6 +79,24 @@ class Device(click.ParamType[tuple[str, Path]]):
         if not name or not given or not Path(path).is_block_device():
             self.fail(f"{value!r} is not NAME=PATH of a block device", param, ctx)
         return name, Path(path).resolve()
+
+
+class Export(click.ParamType[NbdExport]):
+    """An NBD export: unix:PATH or tcp:HOST:PORT, and :NAME where it has one."""
+
+    name = "export"
+    _FORM = re.compile(r"(unix:[^:]+|tcp:(?:\[[^]]+\]|[^:]+):\d+)(?::(.*))?", re.DOTALL)
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> NbdExport:
+        """Parse "unix:/run/web1.sock:vda" and the like."""
+        if isinstance(value, NbdExport):
+            return value
+        form = self._FORM.fullmatch(str(value))
+        if form is None:
+            self.fail(f"{value!r} is neither unix:PATH[:NAME] nor tcp:HOST:PORT[:NAME]", param, ctx)
+        return NbdExport(form[1], form[2] or "")
 
 
 def _tls_options(command: Any) -> Any:
@@ -194,7 +218,19 @@ def serve(
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, type=_existing)
+@click.argument("files", nargs=-1, type=_existing)
+@click.option(
+    "--nbd",
+    type=Export(),
+    metavar="unix:PATH[:NAME]",
+    help="Send a disk as its guest sees it, from this read-only NBD export (tcp:HOST:PORT[:NAME] "
+    "too, for addresses of this machine: NBD is not encrypted). Needs --name.",
+)
+@click.option(
+    "--content-id",
+    help="Promise that the export has the same bytes whenever this id is given, so that the same "
+    "command can go on where it stopped.",
+)
 @click.option("--to", required=True, metavar="HOST:PORT", help="Where `serve` listens.")
 @click.option("--name", help="Name at the other end; for one file only.")
 @click.option("--peer", help="Name or URI that the receiver's certificate must have.")
@@ -229,19 +265,34 @@ def serve(
 )
 @click.option("--json", "as_json", is_flag=True, help="Progress and receipts as JSON lines.")
 @_tls_options
-def push(files: tuple[Path, ...], name: str | None, as_json: bool, **options: Any) -> None:
-    """Send FILES, one after the other.
+def push(
+    files: tuple[Path, ...],
+    nbd: NbdExport | None,
+    content_id: str | None,
+    name: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Send FILES, one after the other, or an NBD export.
 
     The same command again goes on where it stopped. FILES are regular files or
     block devices that nobody writes meanwhile: a file that changes is noticed,
-    and nothing of it gets its name.
+    and what has changed is copied again.
 
     With --json, each line of the output is an object with "file" and "progress",
     "receipt" and "seconds", or "error".
     """
+    if bool(files) == (nbd is not None):
+        raise click.UsageError("name the files to send, or one export with --nbd")
     if name is not None and len(files) > 1:
         raise click.UsageError("--name goes with one file only")
+    if nbd is not None and name is None:
+        raise click.UsageError("an export has no file name: give one with --name")
+    if content_id is not None and nbd is None:
+        raise click.UsageError("--content-id goes with --nbd only")
     with _told(as_json):
+        if nbd is not None and name is not None:
+            _push_one(replace(nbd, content_id=content_id), name, as_json, options)
         for file in files:
             _push_one(file.resolve(), name or file.name, as_json, options)
 
@@ -275,16 +326,18 @@ def digest(file: Path) -> None:
         click.echo(f"{diskmover.digest(file).digest}  {file}")
 
 
-def _push_one(file: Path, name: str, as_json: bool, options: dict[str, Any]) -> None:
+def _push_one(source: Path | NbdExport, name: str, as_json: bool, options: dict[str, Any]) -> None:
     started = time.monotonic()
-    for receipt in _push_through(file, name, as_json, options):
+    for receipt in _push_through(source, name, as_json, options):
         _tell(receipt, time.monotonic() - started, as_json)
 
 
-def _push_through(file: Path, name: str, as_json: bool, options: dict[str, Any]) -> list[Receipt]:
-    """Push a file; go on when the receiver has restarted meanwhile."""
+def _push_through(
+    source: Path | NbdExport, name: str, as_json: bool, options: dict[str, Any]
+) -> list[Receipt]:
+    """Push a source; go on when the receiver has restarted meanwhile."""
     for attempt in itertools.count(1):
-        job = _start(file, name, options)
+        job = _start(source, name, options)
         try:
             return _follow(job, name, as_json)
         except MoverError as error:
@@ -296,7 +349,7 @@ def _push_through(file: Path, name: str, as_json: bool, options: dict[str, Any])
     raise AssertionError("the last attempt returns or raises")
 
 
-def _start(file: Path, name: str, options: dict[str, Any]) -> Push:
+def _start(source: Path | NbdExport, name: str, options: dict[str, Any]) -> Push:
     peer: str | None = options["peer"]
     return Push(
         to=options["to"],
@@ -305,7 +358,7 @@ def _start(file: Path, name: str, options: dict[str, Any]) -> Push:
         session_id=f"open/{name}",
         key=_NO_KEY,
         tag=_TAG,
-        volumes=[OutgoingVolume(name, file)],
+        volumes=[OutgoingVolume(name, source)],
         connections=options["connections"],
         limit_bytes_per_second=options["limit"],
         compression=_compression(options["level"], options["no_compress"]),

@@ -66,19 +66,43 @@ class IncomingVolume:
 
 
 @dataclass(frozen=True)
+class NbdExport:
+    """A disk as its guest sees it, exported by QEMU's tools or a libvirt backup.
+
+    The export must be read-only: content that can change while it is read has
+    no digest. Its backing chain, compression and snapshots are the server's
+    business; what is sent is one flat volume.
+
+    Attributes:
+        address: "unix:PATH" or "tcp:HOST:PORT". NBD is not encrypted here, so
+            TCP is for addresses of the own host.
+        name: Name of the export; the default one has the empty name.
+        content_id: A promise that the same id always stands for the same bytes
+            (a stopped guest's disk and its time of change, say). Only with it
+            can another attempt go on where one stopped: an export tells neither
+            inode nor time, so without it every attempt starts over.
+    """
+
+    address: str
+    name: str = ""
+    content_id: str | None = None
+
+
+@dataclass(frozen=True)
 class OutgoingVolume:
     """A volume to send.
 
     Attributes:
         volume_id: Name of the volume on the wire, as the receiver knows it.
-        path: Regular file or block device; opened read-only, and a symlink as
-            the last part is refused. The caller has resolved it.
+        source: What to read. A regular file or block device is opened
+            read-only, and a symlink as the last part is refused: the caller has
+            resolved it. An NBD export is read as its guest sees it.
         size_bytes: Refuse with SOURCE_INVALID when it has another size; None to
             take the size that it has.
     """
 
     volume_id: str
-    path: Path
+    source: Path | NbdExport
     size_bytes: int | None = None
 
 

@@ -20,6 +20,7 @@ from typing import Literal, Self
 from diskmover import _core
 from diskmover.model import (
     IncomingVolume,
+    NbdExport,
     OutgoingVolume,
     Progress,
     Receipt,
@@ -242,7 +243,7 @@ class Push:
             session_id,
             key,
             tag,
-            [(v.volume_id, v.path, v.size_bytes) for v in volumes],
+            [_outgoing(volume) for volume in volumes],
             connections,
             limit_bytes_per_second,
             compression,
@@ -283,3 +284,14 @@ class Push:
         """
         receipts = self._core.wait(timeout)
         return None if receipts is None else [Receipt(*receipt) for receipt in receipts]
+
+
+def _outgoing(
+    volume: OutgoingVolume,
+) -> tuple[str, Path | None, tuple[str, str, str | None] | None, int | None]:
+    """A volume as the core takes it: with a path or an export."""
+    source = volume.source
+    if isinstance(source, NbdExport):
+        export = (source.address, source.name, source.content_id)
+        return (volume.volume_id, None, export, volume.size_bytes)
+    return (volume.volume_id, source, None, volume.size_bytes)

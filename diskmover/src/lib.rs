@@ -30,8 +30,10 @@ pub mod listener;
 pub mod local;
 pub mod medium;
 pub mod messages;
+pub mod nbd;
 pub mod offer;
 pub mod opening;
+pub mod origin;
 pub mod plan;
 pub mod pool;
 #[cfg(test)]

@@ -10,7 +10,6 @@
 //! uplink send the root digests, and ends the copy when all receipts are there.
 
 use std::net::{Shutdown, TcpStream};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -29,10 +28,10 @@ use crate::guard;
 use crate::link::Link;
 use crate::local;
 use crate::messages::{self, Keys, Receipt};
+use crate::origin::Origin;
 use crate::pool::{Buffer, Pool, lock};
 use crate::progress::{self, Meter, Progress};
 use crate::session::{MAX_VOLUMES, TICK};
-use crate::source::{FileSource, Source};
 use crate::stages;
 use crate::throttle::Throttle;
 use crate::tls::TlsFiles;
@@ -58,8 +57,8 @@ pub struct Job {
     pub key: Hash,
     /// The copy, across sessions.
     pub tag: String,
-    /// Id, path and expected size of each volume.
-    pub volumes: Vec<(String, PathBuf, Option<u64>)>,
+    /// Id, origin and expected size of each volume.
+    pub volumes: Vec<(String, Origin, Option<u64>)>,
     /// Number of connections.
     pub connections: usize,
     /// Bytes a second.
@@ -173,21 +172,21 @@ impl Push {
         check(&job)?;
         let config = job.tls.client()?;
         let mut volumes = Vec::with_capacity(job.volumes.len());
-        for (id, path, expected) in &job.volumes {
-            let source = FileSource::open(path).map_err(|e| e.in_volume(id))?;
+        let mut nonce = [0; 16];
+        random_bytes(&mut nonce)?;
+        for (id, origin, expected) in &job.volumes {
+            let source = origin.open(&nonce).map_err(|e| e.in_volume(id))?;
             let size = source.identity().size;
             if expected.is_some_and(|expected| expected != size) {
                 let text = format!(
                     "{} has {size} bytes, not {}",
-                    path.display(),
+                    source.shown(),
                     expected.unwrap_or(0)
                 );
                 return Err(MoverError::new(Code::SourceInvalid, text).in_volume(id));
             }
-            volumes.push(Volume::new(id.clone(), Box::new(source), job.trust_holes)?);
+            volumes.push(Volume::new(id.clone(), source, job.trust_holes)?);
         }
-        let mut nonce = [0; 16];
-        random_bytes(&mut nonce)?;
         let shared = Arc::new(Shared {
             keys: Keys::derive(&job.key),
             config,
@@ -311,6 +310,7 @@ impl Shared {
         drop(slot);
         self.stop.store(true, Ordering::Relaxed);
         self.feed.close();
+        self.volumes.iter().for_each(|volume| volume.source.abort());
         self.ended.notify_all();
         true
     }
@@ -559,7 +559,7 @@ mod tests {
             session: "s".into(),
             key: [0; 32],
             tag: "t".into(),
-            volumes: vec![("disk".into(), file("disk", "x"), None)],
+            volumes: vec![("disk".into(), file("disk", "x").into(), None)],
             connections: 1,
             limit: None,
             compression: Compression::Off,

@@ -20,7 +20,9 @@ use crate::effort::Compression;
 use crate::error::{Code, MoverError, Result};
 use crate::listener::{self, Limits};
 use crate::messages;
+use crate::nbd::address::{Address, ExportSpec};
 use crate::offer::Offer;
+use crate::origin::Origin;
 use crate::progress;
 use crate::publish;
 use crate::push;
@@ -37,7 +39,8 @@ type Incoming = (
     (u32, Option<u32>, Option<u32>),
     (Option<PathBuf>, bool, bool, Vec<(PathBuf, String)>),
 );
-type Outgoing = (String, PathBuf, Option<u64>);
+type Nbd = (String, String, Option<String>);
+type Outgoing = (String, Option<PathBuf>, Option<Nbd>, Option<u64>);
 type Progress = (u64, u64, u64, u64, u64, Option<f64>, &'static str, u64);
 type Receipt = (String, u64, u64, u64, u64, u64, String, &'static str);
 type Status = (&'static str, Progress, Vec<Receipt>, Option<Py<PyAny>>);
@@ -119,6 +122,22 @@ fn proof(readback: bool) -> Proof {
 fn seeds(names: Vec<(PathBuf, String)>) -> Vec<SeedSpec> {
     let seed = |(root, name)| SeedSpec { root, name };
     names.into_iter().map(seed).collect()
+}
+
+fn origin(path: Option<PathBuf>, nbd: Option<Nbd>) -> Result<Origin> {
+    match (path, nbd) {
+        (Some(path), None) => Ok(Origin::File(path)),
+        (None, Some((address, name, content_id))) => Ok(Origin::Nbd(ExportSpec {
+            address: Address::parse(&address)?,
+            name,
+            bitmap: None,
+            content_id,
+        })),
+        _ => {
+            let text = "a volume has either a path or an NBD export";
+            Err(MoverError::new(Code::InvalidArgument, text))
+        }
+    }
 }
 
 fn progress_tuple(p: progress::Progress) -> Progress {
@@ -289,6 +308,10 @@ impl Push {
         let key = secret(key).map_err(|e| raise(py, &e))?;
         let compression = self::compression(compression);
         let inner = detached(py, || {
+            let volumes = volumes
+                .into_iter()
+                .map(|(id, path, nbd, size)| Ok((id, origin(path, nbd)?, size)))
+                .collect::<Result<_>>()?;
             push::Push::start(push::Job {
                 to,
                 receiver,

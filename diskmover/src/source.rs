@@ -64,8 +64,18 @@ pub trait Source: Send + Sync {
         self.check_unchanged()
     }
 
+    /// What messages call it.
+    fn shown(&self) -> String;
+
     /// The error that says that the source changed.
-    fn changed(&self, how: &str) -> MoverError;
+    fn changed(&self, how: &str) -> MoverError {
+        let shown = self.shown();
+        let text = format!("{shown} changed while it was copied ({how}); nothing was published");
+        MoverError::new(Code::SourceChanged, text)
+    }
+
+    /// Makes reads that could last long fail soon, from another thread.
+    fn abort(&self) {}
 }
 
 /// An open regular file or block device.
@@ -237,12 +247,8 @@ impl Source for FileSource {
         Ok(())
     }
 
-    fn changed(&self, how: &str) -> MoverError {
-        let path = self.path.display();
-        MoverError::new(
-            Code::SourceChanged,
-            format!("{path} changed while it was copied ({how}); nothing was published"),
-        )
+    fn shown(&self) -> String {
+        self.path.display().to_string()
     }
 }
 

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from diskmover import Receiver, TlsFiles
+from diskmover.certs import issue, open_authority
 from tests.diskmover import tool
+from tests.diskmover.copies import Copies
 from tests.diskmover.tool import Serve
 
 
@@ -52,3 +55,19 @@ def serve(certs: Certs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     running = Serve(tmp_path_factory.mktemp("received"), certs.options("b"))
     yield running
     assert running.stop() == 0
+
+
+@pytest.fixture(scope="session")
+def credentials(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TlsFiles]:
+    """Certificates of both ends, by name."""
+    folder = tmp_path_factory.mktemp("pki")
+    authority = open_authority(folder)
+    files = {name: issue(authority, folder, name) for name in ("source", "target")}
+    return {name: TlsFiles(cert, key, folder / "ca.pem") for name, (cert, key) in files.items()}
+
+
+@pytest.fixture(scope="session")
+def copies(credentials: dict[str, TlsFiles]) -> Iterator[Copies]:
+    """Copies to a receiver of the session's own."""
+    with Receiver("127.0.0.1:0", credentials["target"], max_sessions=256) as receiver:
+        yield Copies(receiver, credentials["source"])

@@ -299,7 +299,7 @@ fn every_fault_ends_the_copy_with_a_reason() {
                 peer.hears_the_end();
             });
             let mut job = job_to(&address, &pki);
-            job.volumes = vec![("disk".into(), path.clone(), None)];
+            job.volumes = vec![("disk".into(), path.clone().into(), None)];
             job.connections = 1;
             job.reconnect = std::time::Duration::from_secs(2);
             run(job).expect_err(what)
@@ -325,7 +325,7 @@ fn an_honest_receiver_in_the_same_words_is_believed() {
             peer.hears_the_end();
         });
         let mut job = job_to(&address, &pki);
-        job.volumes = vec![("disk".into(), path.clone(), None)];
+        job.volumes = vec![("disk".into(), path.clone().into(), None)];
         job.connections = 1;
         let root = diskmover::local::digest(&path).unwrap().2;
         assert_eq!(run(job).unwrap(), [receipt(SIZE, root)]);
@@ -348,7 +348,7 @@ fn a_receiver_that_takes_and_forgets_is_given_up() {
             drop(listener);
         });
         let mut job = job_to(&address, &pki);
-        job.volumes = vec![("disk".into(), path.clone(), None)];
+        job.volumes = vec![("disk".into(), path.clone().into(), None)];
         job.connections = 1;
         job.reconnect = std::time::Duration::from_secs(1);
         let error = run(job).unwrap_err();

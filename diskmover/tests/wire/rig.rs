@@ -136,7 +136,7 @@ impl Rig {
     pub fn job(&self, sources: &[&Path]) -> Job {
         let volume = |path: &&Path| {
             let name = path.file_name().unwrap().to_str().unwrap();
-            (name.to_owned(), path.to_path_buf(), None)
+            (name.to_owned(), path.to_path_buf().into(), None)
         };
         Job {
             volumes: sources.iter().map(volume).collect(),

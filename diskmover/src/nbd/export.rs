@@ -1,0 +1,258 @@
+//! An NBD export as the source of a copy: the disk as its guest sees it.
+
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::digest::{self, CHUNK};
+use crate::error::{Code, MoverError, Result};
+use crate::nbd::address::ExportSpec;
+use crate::nbd::error::NbdError;
+use crate::nbd::handshake::{ALLOCATION, DIRTY_PREFIX};
+use crate::nbd::pool::Pool;
+use crate::nbd::proto::{allocation, bitmap};
+use crate::nbd::status::Known;
+use crate::plan::Extents;
+use crate::source::{Identity, Source};
+
+/// Bytes that one BLOCK_STATUS asks about.
+const WINDOW: u64 = 1 << 30;
+/// Gaps up to this size are read too: a request costs more.
+const SMALL_GAP: u64 = 64 << 10;
+
+/// An open export.
+pub struct NbdSource {
+    shown: String,
+    pool: Arc<Pool>,
+    identity: Identity,
+}
+
+/// The contexts in the order in which they are asked for.
+#[derive(Clone, Copy)]
+enum Context {
+    Allocation = 0,
+    Bitmap = 1,
+}
+
+/// What a context tells of the whole export, a window at a time.
+struct Map {
+    pool: Arc<Pool>,
+    context: Context,
+    known: Known,
+}
+
+impl NbdSource {
+    /// Connects; `nonce` makes an identity of content that has no name.
+    pub fn open(spec: &ExportSpec, nonce: &[u8; 16]) -> Result<NbdSource> {
+        spec.check()?;
+        let shown = spec.to_string();
+        let mut contexts = vec![ALLOCATION.to_owned()];
+        contexts.extend(
+            spec.bitmap
+                .iter()
+                .map(|name| format!("{DIRTY_PREFIX}{name}")),
+        );
+        let pool = Pool::open(spec.clone(), contexts).map_err(|e| failed(&shown, &e))?;
+        let export = pool.export();
+        if !export.read_only {
+            let text = format!(
+                "the {shown} is writable, so it can change while it is read; export it read-only"
+            );
+            return Err(MoverError::new(Code::SourceInvalid, text));
+        }
+        if export.size > digest::MAX_SIZE {
+            let text = format!("the {shown} has {} bytes, more than 64 TiB", export.size);
+            return Err(MoverError::new(Code::LimitExceeded, text));
+        }
+        if let Some(name) = &spec.bitmap
+            && !has(&pool, Context::Bitmap)
+        {
+            let text = format!("the {shown} has no dirty bitmap {name:?}");
+            return Err(MoverError::new(Code::SourceInvalid, text));
+        }
+        let identity = identity(export.size, spec.content_id.as_deref(), nonce);
+        Ok(NbdSource {
+            shown,
+            pool,
+            identity,
+        })
+    }
+}
+
+impl Source for NbdSource {
+    fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    fn extents(&self, trust_holes: bool) -> Result<Box<dyn Extents + Send>> {
+        let size = self.identity.size;
+        let known = if trust_holes && has(&self.pool, Context::Allocation) {
+            Known::default()
+        } else {
+            Known::all(0..size)
+        };
+        Ok(Box::new(Map {
+            pool: Arc::clone(&self.pool),
+            context: Context::Allocation,
+            known,
+        }))
+    }
+
+    fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<()> {
+        let base = chunk * CHUNK;
+        let end = base + digest::chunk_len(self.identity.size, chunk) as u64;
+        let wanted = widen(ranges, u64::from(self.pool.export().min_block), base..end);
+        let mut at = 0;
+        for range in &wanted {
+            buffer[at..(range.start - base) as usize].fill(0);
+            at = (range.end - base) as usize;
+        }
+        buffer[at..].fill(0);
+        self.pool
+            .with(|_| false, |client| client.read(&wanted, base, buffer))
+            .map_err(|e| failed(&self.shown, &e).at(offset_of(&e).unwrap_or(base)))
+    }
+
+    /// Nothing can be written through the export, and it says no more than that.
+    fn check_unchanged(&self) -> Result<()> {
+        Ok(())
+    }
+
+    /// A read-only export that changes is not what was promised.
+    fn renew(&self) -> Result<()> {
+        Err(self.changed("a part that was read twice was not the same"))
+    }
+
+    fn shown(&self) -> String {
+        format!("the {}", self.shown)
+    }
+
+    fn abort(&self) {
+        self.pool.abort();
+    }
+}
+
+impl Extents for Map {
+    fn next_data(&mut self, from: u64) -> io::Result<Option<Range<u64>>> {
+        let size = self.pool.export().size;
+        let mut at = from;
+        while at < size {
+            if !self.known.range.contains(&at) {
+                self.known = self.ask(at, size)?;
+            }
+            if let Some(range) = self.known.next(at) {
+                return Ok(Some(range));
+            }
+            at = self.known.range.end;
+        }
+        Ok(None)
+    }
+}
+
+impl Map {
+    fn ask(&self, from: u64, size: u64) -> io::Result<Known> {
+        let start = from - from % u64::from(self.pool.export().min_block);
+        let asked = start..size.min(start + WINDOW);
+        let len = (asked.end - asked.start) as u32;
+        let in_sync = |error: &NbdError| matches!(error, NbdError::Server { .. });
+        let answer = self
+            .pool
+            .with(in_sync, |client| client.block_status(start, len));
+        let counts = match self.context {
+            Context::Allocation => |flags| flags & allocation::ZERO == 0,
+            Context::Bitmap => |flags| flags & bitmap::DIRTY != 0,
+        };
+        match answer {
+            Ok(mut found) => {
+                let extents = std::mem::take(&mut found[self.context as usize]);
+                Ok(Known::of(asked, &extents, counts))
+            }
+            // What the server cannot tell has to be read.
+            Err(error) if in_sync(&error) => Ok(Known::all(asked)),
+            Err(error) => Err(io::Error::other(error.to_string())),
+        }
+    }
+}
+
+fn has(pool: &Pool, context: Context) -> bool {
+    matches!(pool.export().contexts.get(context as usize), Some(Some(_)))
+}
+
+/// Ranges as requests can have them: whole blocks, small gaps closed.
+fn widen(ranges: &[Range<u64>], block: u64, within: Range<u64>) -> Vec<Range<u64>> {
+    let mut wide: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        let start = (range.start - range.start % block).max(within.start);
+        let end = range.end.next_multiple_of(block).min(within.end);
+        match wide.last_mut() {
+            Some(last) if start <= last.end + SMALL_GAP => last.end = last.end.max(end),
+            _ => wide.push(start..end),
+        }
+    }
+    wide
+}
+
+/// A server tells neither inode nor time: without the caller's word for it, the
+/// content of another attempt may be another.
+fn identity(size: u64, content_id: Option<&str>, nonce: &[u8; 16]) -> Identity {
+    let mut hasher = blake3::Hasher::new_derive_key("diskmover 1 NBD content");
+    match content_id {
+        Some(id) => hasher.update(b"named").update(id.as_bytes()),
+        None => hasher.update(b"once").update(nonce),
+    };
+    let mut words = [0; 24];
+    hasher.finalize_xof().fill(&mut words);
+    let word = |at: usize| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&words[at..at + 8]);
+        u64::from_le_bytes(bytes)
+    };
+    Identity {
+        size,
+        mtime_ns: word(0) as i64,
+        ctime_ns: word(8) as i64,
+        inode: word(16),
+    }
+}
+
+fn failed(shown: &str, error: &NbdError) -> MoverError {
+    let code = match error {
+        NbdError::Refused(_) => Code::SourceInvalid,
+        _ => Code::SourceIo,
+    };
+    MoverError::new(code, format!("cannot read the {shown}: {error}"))
+}
+
+fn offset_of(error: &NbdError) -> Option<u64> {
+    match error {
+        NbdError::Server { offset, .. } => *offset,
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_whole_blocks_inside_the_chunk() {
+        assert_eq!(widen(&[700..1000], 512, 0..4096), [512..1024]);
+        assert_eq!(widen(&[700..1000], 4096, 0..1500), [0..1500]);
+        let gap = 1 << 20;
+        assert_eq!(
+            widen(&[0..1, gap..gap + 1], 512, 0..2 << 20),
+            [0..512, gap..gap + 512]
+        );
+        assert_eq!(widen(&[0..1, 1024..1025], 512, 0..4096), [0..1536]);
+        assert_eq!(widen(&[], 512, 0..4096), []);
+    }
+
+    #[test]
+    fn content_without_a_name_is_never_the_same_again() {
+        let one = identity(5, None, &[1; 16]);
+        assert_ne!(one, identity(5, None, &[2; 16]));
+        let named = identity(5, Some("a"), &[1; 16]);
+        assert_eq!(named, identity(5, Some("a"), &[2; 16]));
+        assert_ne!(named, identity(5, Some("b"), &[1; 16]));
+    }
+}

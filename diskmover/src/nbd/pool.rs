@@ -1,0 +1,151 @@
+//! Connections to one export: several when the server allows it.
+
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::nbd::address::ExportSpec;
+use crate::nbd::client::{Client, HELLO_TIMEOUT};
+use crate::nbd::error::{NbdError, Result};
+use crate::nbd::handshake::Export;
+use crate::nbd::socket::{Breaker, Socket};
+use crate::pool::lock;
+
+/// Connections to an export whose server allows several.
+const CONNECTIONS: usize = 4;
+const TICK: Duration = Duration::from_millis(100);
+
+struct State {
+    free: Vec<Client<Socket>>,
+    /// Connections that stand or are being made.
+    count: usize,
+    /// Most that there may be.
+    most: usize,
+    breakers: Vec<Breaker>,
+    aborted: bool,
+}
+
+/// The connections of one copy; made when first needed.
+pub struct Pool {
+    spec: ExportSpec,
+    contexts: Vec<String>,
+    export: Export,
+    state: Mutex<State>,
+    returned: Condvar,
+}
+
+impl Pool {
+    /// Connects once, to see what is there.
+    pub fn open(spec: ExportSpec, contexts: Vec<String>) -> Result<Arc<Pool>> {
+        let (client, breaker) = connect(&spec, &contexts)?;
+        let export = client.export().clone();
+        let most = if export.multi_conn { CONNECTIONS } else { 1 };
+        Ok(Arc::new(Pool {
+            spec,
+            contexts,
+            export,
+            state: Mutex::new(State {
+                free: vec![client],
+                count: 1,
+                most,
+                breakers: vec![breaker],
+                aborted: false,
+            }),
+            returned: Condvar::new(),
+        }))
+    }
+
+    /// What the server said about the export.
+    pub fn export(&self) -> &Export {
+        &self.export
+    }
+
+    /// Lends a connection; one that fails is not used again.
+    ///
+    /// What the server reports of a request leaves the connection usable only
+    /// when nothing else was under way: `reusable` says whether.
+    pub fn with<T>(
+        &self,
+        reusable: fn(&NbdError) -> bool,
+        work: impl FnOnce(&mut Client<Socket>) -> Result<T>,
+    ) -> Result<T> {
+        let mut client = self.take()?;
+        let result = work(&mut client);
+        if result.as_ref().err().is_none_or(reusable) {
+            lock(&self.state).free.push(client);
+        } else {
+            lock(&self.state).count -= 1;
+        }
+        self.returned.notify_one();
+        result
+    }
+
+    /// Makes every request fail, those under way too.
+    pub fn abort(&self) {
+        let mut state = lock(&self.state);
+        state.aborted = true;
+        state.breakers.iter().for_each(Breaker::shut);
+        self.returned.notify_all();
+    }
+
+    fn take(&self) -> Result<Client<Socket>> {
+        let mut state = lock(&self.state);
+        loop {
+            if state.aborted {
+                return Err(NbdError::Closed);
+            }
+            if let Some(client) = state.free.pop() {
+                return Ok(client);
+            }
+            if state.count < state.most {
+                state.count += 1;
+                drop(state);
+                match self.another() {
+                    Ok(client) => return Ok(client),
+                    Err(error) => {
+                        state = lock(&self.state);
+                        state.count -= 1;
+                        if state.count == 0 {
+                            return Err(error);
+                        }
+                        // It promised more than it keeps: do with what stands.
+                        state.most = state.count;
+                        continue;
+                    }
+                }
+            }
+            state = self
+                .returned
+                .wait_timeout(state, TICK)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    fn another(&self) -> Result<Client<Socket>> {
+        let (client, breaker) = connect(&self.spec, &self.contexts)?;
+        if !client.export().is_same(&self.export) {
+            return Err(NbdError::protocol("another export on a second connection"));
+        }
+        let mut state = lock(&self.state);
+        if state.aborted {
+            breaker.shut();
+        }
+        state.breakers.push(breaker);
+        Ok(client)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        let mut state = lock(&self.state);
+        state.free.iter_mut().for_each(Client::disconnect);
+    }
+}
+
+fn connect(spec: &ExportSpec, contexts: &[String]) -> Result<(Client<Socket>, Breaker)> {
+    let refused = |e: std::io::Error| NbdError::Refused(format!("cannot connect: {e}"));
+    let socket = Socket::connect(&spec.address, HELLO_TIMEOUT).map_err(refused)?;
+    let breaker = socket.breaker()?;
+    let client = Client::new(socket, &spec.name, contexts)?;
+    Ok((client, breaker))
+}

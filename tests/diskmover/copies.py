@@ -1,0 +1,64 @@
+"""Copies between two ends in one process."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diskmover import IncomingVolume, OutgoingVolume, Push, Receipt, Receiver, TlsFiles
+from diskmover.certs import uri_of
+from diskmover.model import NbdExport
+
+_PATIENCE_SECONDS = 60.0
+
+
+@dataclass
+class Copies:
+    """Makes copies over a real connection."""
+
+    receiver: Receiver
+    tls: TlsFiles
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def start(
+        self,
+        source: Path | NbdExport,
+        target: Path,
+        *,
+        size_bytes: int,
+        tag: str | None = None,
+        limit: int | None = None,
+    ) -> Push:
+        """Begin to copy a source to a target."""
+        tag = tag or f"t{next(self._numbers)}"
+        session, key = f"session of {tag}", secrets.token_bytes(32)
+        incoming = IncomingVolume("vda", target.parent, target.name, size_bytes)
+        self.receiver.open_session(
+            session, key, sender=uri_of("source"), volumes=[incoming], tag=tag
+        )
+        return Push(
+            to=self.receiver.address,
+            receiver=uri_of("target"),
+            tls=self.tls,
+            session_id=session,
+            key=key,
+            tag=tag,
+            volumes=[OutgoingVolume("vda", source)],
+            limit_bytes_per_second=limit,
+            compression=None,
+        )
+
+    def copy(
+        self, source: Path | NbdExport, target: Path, *, size_bytes: int, tag: str | None = None
+    ) -> Receipt:
+        """Copy a source to a target; the receipt."""
+        push = self.start(source, target, size_bytes=size_bytes, tag=tag)
+        try:
+            receipts = push.wait(_PATIENCE_SECONDS)
+        finally:
+            push.cancel()
+        assert receipts is not None, push.progress()
+        return receipts[0]
