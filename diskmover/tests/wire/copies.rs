@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use diskmover::digest::CHUNK;
 use diskmover::error::{Code, Side};
+use diskmover::offer::Offer;
 use diskmover::push::{Job, Push};
 use diskmover::session::Phase;
 use diskmover::{local, publish};
@@ -443,7 +444,7 @@ fn same(one: &Path, two: &Path) -> bool {
 #[test]
 fn many_connections_without_sessions_share_one_session() {
     let rig = Rig::new();
-    rig.receiver.serve_names(rig.root()).unwrap();
+    rig.receiver.serve_names(Offer::files(rig.root())).unwrap();
     for number in 0..20 {
         let name = format!("disk{number}");
         let source = rig.source(&name, 5000, &[(0, b"x")]);
@@ -459,7 +460,7 @@ fn many_connections_without_sessions_share_one_session() {
 #[test]
 fn a_receiver_that_ends_tells_its_senders_to_come_again() {
     let rig = Rig::new();
-    rig.receiver.serve_names(rig.root()).unwrap();
+    rig.receiver.serve_names(Offer::files(rig.root())).unwrap();
     let size = 4 * CHUNK;
     let source = rig.source("disk", size, &[(0, &noise(9, size as usize))]);
     let job = || {
@@ -477,7 +478,7 @@ fn a_receiver_that_ends_tells_its_senders_to_come_again() {
         (push.progress().done > 0).then_some(())
     });
     let again = rig.restarted();
-    again.serve_names(rig.root()).unwrap();
+    again.serve_names(Offer::files(rig.root())).unwrap();
     push.set_limit(None).unwrap();
     let error = finish(&push).unwrap_err();
     assert_eq!(error.code, Code::SessionClosed, "{error}");
