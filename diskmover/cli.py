@@ -276,8 +276,9 @@ def push(
     """Send FILES, one after the other, or an NBD export.
 
     The same command again goes on where it stopped. FILES are regular files or
-    block devices that nobody writes meanwhile: a file that changes is noticed,
-    and what has changed is copied again.
+    block devices. One that is written meanwhile is noticed, and what has changed
+    is copied again before the copy gets its name; one that is never at rest
+    ends with SOURCE_CHANGED.
 
     With --json, each line of the output is an object with "file" and "progress",
     "receipt" and "seconds", or "error".

@@ -74,7 +74,7 @@ def test_compression_is_only_a_matter_of_the_wire(
     source = tmp_path / "squeezed"
     DISKS["text"](source)
     base: list[str | Path] = ["push", source, "--to", serve.address, "--json", *certs.options("a")]
-    packed = tool.run(*base, "--name", "packed").receipt
+    packed = tool.run(*base, "--name", "packed", "--level", "3").receipt
     plain = tool.run(*base, "--name", "plain", "--no-compress").receipt
     assert packed["digest"] == plain["digest"]
     assert packed["wire_bytes"] < plain["wire_bytes"] / 10
