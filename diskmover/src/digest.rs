@@ -11,6 +11,8 @@
 //! chunk; it is set where the block has a byte that is not zero. So zeros cost
 //! nothing to hash, and the digest still follows from the content alone.
 
+use std::ops::Range;
+
 /// Bytes of a chunk: the unit of transfer and of hashing.
 pub const CHUNK: u64 = 1 << 20;
 /// Bytes of a block: the unit of zero detection.
@@ -54,13 +56,35 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 
 /// Marks the blocks that are not all zero.
 pub fn scan(chunk: &[u8]) -> Bitmap {
+    scan_marked(chunk, &[0xFF; 32])
+}
+
+/// Marks the blocks that are not all zero among those of `marked`; the others
+/// are not looked at.
+pub fn scan_marked(chunk: &[u8], marked: &Bitmap) -> Bitmap {
     let mut bitmap = [0; 32];
     for (index, block) in chunk.chunks(BLOCK).enumerate() {
-        if !is_zero(block) {
-            bitmap[index / 8] |= 1 << (index % 8);
+        if is_set(marked, index) && !is_zero(block) {
+            mark(&mut bitmap, index..index + 1);
         }
     }
     bitmap
+}
+
+/// Makes all blocks zero but those of `marked`.
+pub fn blank(chunk: &mut [u8], marked: &Bitmap) {
+    for (index, block) in chunk.chunks_mut(BLOCK).enumerate() {
+        if !is_set(marked, index) {
+            block.fill(0);
+        }
+    }
+}
+
+/// Marks a range of blocks.
+pub fn mark(bitmap: &mut Bitmap, blocks: Range<usize>) {
+    for index in blocks {
+        bitmap[index / 8] |= 1 << (index % 8);
+    }
 }
 
 /// Whether block `index` is marked.
@@ -169,6 +193,12 @@ mod tests {
             [(BLOCK, BLOCK * 2), (BLOCK * 5, 100)]
         );
         assert_eq!(data_len(&bitmap, chunk.len()), Some(BLOCK * 2 + 100));
+        let mut some = [0; 32];
+        mark(&mut some, 0..2);
+        assert_eq!(scan_marked(&chunk, &some)[0], 0b00_0010);
+        let mut only = chunk.clone();
+        blank(&mut only, &some);
+        assert_eq!(scan(&only), scan_marked(&chunk, &some));
         assert_eq!(compact(&mut chunk, &bitmap), BLOCK * 2 + 100);
         assert_eq!(
             (chunk[0], chunk[BLOCK + 5], chunk[BLOCK * 2 + 99]),

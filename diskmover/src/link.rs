@@ -4,11 +4,13 @@
 //! the socket blocks: a thread that waits for frames does not hold up another
 //! one that sends.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use rustls::Connection;
 
 use crate::error::{Code, MoverError};
@@ -25,6 +27,8 @@ const INTAKE: usize = 256 << 10;
 /// A peer has to take this much in the time after which it counts as gone; else
 /// one that reads a byte now and then could hold a thread for as long as it likes.
 const LEAST_PROGRESS: usize = 64 << 10;
+/// How long a goodbye may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Longest time for one frame, however slowly it trickles.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -53,7 +57,6 @@ pub type Result<T> = std::result::Result<T, LinkError>;
 
 #[derive(Default)]
 struct Outgoing {
-    ciphertext: Vec<u8>,
     /// Bytes written, and time spent on it, since the peer last took enough.
     written: usize,
     spent: Duration,
@@ -112,9 +115,6 @@ impl Link {
             .peer_addr()
             .map_or_else(|_| "peer".to_owned(), |a| a.to_string());
         let _ = socket.set_nodelay(true);
-        socket
-            .set_write_timeout(Some(idle))
-            .map_err(LinkError::Io)?;
         let link = Link {
             tls: Mutex::new(tls),
             socket,
@@ -157,16 +157,15 @@ impl Link {
     /// Sends one frame.
     pub fn send(&self, header: &Header, payload: &[&[u8]]) -> Result<()> {
         let mut out = lock(&self.outgoing);
-        self.send_locked(&mut out, header, payload)
+        self.send_locked(&mut out, header, payload, self.idle)
     }
 
     /// Sends one frame unless another one is stuck on its way for `patience`.
     pub fn send_soon(&self, header: &Header, payload: &[&[u8]], patience: Duration) -> Result<()> {
         let end = Instant::now() + patience;
-        let _ = self.socket.set_write_timeout(Some(patience));
         loop {
             if let Ok(mut out) = self.outgoing.try_lock() {
-                return self.send_locked(&mut out, header, payload);
+                return self.send_locked(&mut out, header, payload, patience);
             }
             if Instant::now() > end {
                 return Err(LinkError::Timeout);
@@ -204,7 +203,7 @@ impl Link {
     pub fn close(&self) {
         if let Ok(mut out) = self.outgoing.try_lock() {
             lock(&self.tls).send_close_notify();
-            let _ = self.push_out(&mut out);
+            let _ = self.push_out(&mut out, FAREWELL);
         }
         let _ = self.socket.shutdown(Shutdown::Write);
     }
@@ -221,7 +220,13 @@ impl Link {
         linger(&self.socket, patience);
     }
 
-    fn send_locked(&self, out: &mut Outgoing, header: &Header, payload: &[&[u8]]) -> Result<()> {
+    fn send_locked(
+        &self,
+        out: &mut Outgoing,
+        header: &Header,
+        payload: &[&[u8]],
+        patience: Duration,
+    ) -> Result<()> {
         let head = header.encode();
         let mut first = Some(&head[..]);
         for part in payload
@@ -240,39 +245,56 @@ impl Link {
                     tls.writer().write_all(bytes).map_err(LinkError::Io)?;
                 }
                 drop(tls);
-                self.push_out(out)?;
+                self.push_out(out, patience)?;
             }
         }
         Ok(())
     }
 
     fn flush(&self) -> Result<()> {
-        self.push_out(&mut lock(&self.outgoing))
+        self.push_out(&mut lock(&self.outgoing), self.idle)
     }
 
-    /// Encrypts what is queued and writes it; the caller holds `outgoing`.
-    fn push_out(&self, out: &mut Outgoing) -> Result<()> {
-        out.ciphertext.clear();
-        let mut tls = lock(&self.tls);
-        while tls.wants_write() {
-            tls.write_tls(&mut out.ciphertext).map_err(LinkError::Io)?;
+    /// Writes what is encrypted; the caller holds `outgoing`.
+    ///
+    /// Records go from TLS to the socket without a copy in between. The socket is
+    /// never waited for with TLS locked.
+    fn push_out(&self, out: &mut Outgoing, patience: Duration) -> Result<()> {
+        let end = Instant::now() + patience;
+        loop {
+            let mut tls = lock(&self.tls);
+            if !tls.wants_write() {
+                return Ok(());
+            }
+            let written = tls.write_tls(&mut Ready(&self.socket));
+            drop(tls);
+            match written {
+                Ok(count) => out.note(count),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait_writable(out, end)?,
+                Err(e) => return Err(io_error(e)),
+            }
         }
-        drop(tls);
+    }
+
+    /// Waits until the peer takes more, at most until `end`; breaks the connection
+    /// then, and when the peer took too little for too long.
+    fn wait_writable(&self, out: &mut Outgoing, end: Instant) -> Result<()> {
         let began = Instant::now();
-        let mut written = (&self.socket).write_all(&out.ciphertext).map_err(io_error);
-        out.written += out.ciphertext.len();
+        let left = (self.idle.saturating_sub(out.spent)).min(end.saturating_duration_since(began));
+        let timeout = Timespec {
+            tv_sec: left.as_secs() as i64,
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
+        let ready = !left.is_zero() && !matches!(poll(&mut fds, Some(&timeout)), Ok(0));
         out.spent += began.elapsed();
-        if out.written >= LEAST_PROGRESS {
-            (out.written, out.spent) = (0, Duration::ZERO);
-        } else if out.spent > self.idle {
-            written = written.and(Err(LinkError::Timeout));
+        if ready {
+            return Ok(());
         }
-        if matches!(written, Err(LinkError::Timeout)) {
-            // A frame may have gone out in part: nothing can follow it, and
-            // whoever waits for frames of this peer need not wait any longer.
-            self.abort();
-        }
-        written
+        // A frame may have gone out in part: nothing can follow it, and whoever
+        // waits for frames of this peer need not wait any longer.
+        self.abort();
+        Err(LinkError::Timeout)
     }
 
     fn recv(&self, out: &mut [u8], deadline: Instant) -> Result<()> {
@@ -320,6 +342,39 @@ impl Link {
         let taken = before - rest.len();
         intake.start += taken;
         tls.process_new_packets().map_err(LinkError::Tls)?;
+        Ok(())
+    }
+}
+
+impl Outgoing {
+    /// Notes what the peer's kernel took.
+    fn note(&mut self, count: usize) {
+        self.written += count;
+        if self.written >= LEAST_PROGRESS {
+            (self.written, self.spent) = (0, Duration::ZERO);
+        }
+    }
+}
+
+/// A socket that is written to only as far as it takes it at once.
+struct Ready<'a>(&'a TcpStream);
+
+impl Write for Ready<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.write_vectored(&[IoSlice::new(bytes)])
+    }
+
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        Ok(sendmsg(
+            self.0,
+            parts,
+            &mut SendAncillaryBuffer::default(),
+            flags,
+        )?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

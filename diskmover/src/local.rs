@@ -41,12 +41,12 @@ pub fn digest_of(
                 }
                 Work::Chunk(chunk, ranges) => {
                     let len = digest::chunk_len(size, chunk);
-                    source.read_chunk(
+                    let read = source.read_chunk(
                         chunk,
                         &ranges,
                         &mut buffer[..len.next_multiple_of(ALIGN)],
                     )?;
-                    let bitmap = digest::scan(&buffer[..len]);
+                    let bitmap = digest::scan_marked(&buffer[..len], &read);
                     let data = digest::compact(&mut buffer[..len], &bitmap);
                     (chunk, digest::chunk_hash(&bitmap, &buffer[..data]), data)
                 }

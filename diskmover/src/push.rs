@@ -1,7 +1,7 @@
 //! A copy under way: the threads of the sending end, and their common state.
 //!
 //! ```text
-//! feed -> readers (2) -> work queue -> workers -> send queue -> uplinks (N)
+//! feed -> readers (4) -> work queue -> workers -> send queue -> uplinks (N)
 //!   ^                                                              |
 //!   +------------------ what a broken connection had --------------+
 //! ```
@@ -19,7 +19,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rustls::ClientConfig;
 
 use crate::base::Mask;
-use crate::digest::Hash;
+use crate::digest::{Bitmap, Hash};
 use crate::effort::{Compression, Effort};
 use crate::error::{Code, MoverError, Result};
 use crate::feed::{Feed, Volume};
@@ -37,7 +37,7 @@ use crate::throttle::Throttle;
 use crate::tls::TlsFiles;
 use crate::uplink;
 
-const READERS: usize = 2;
+const READERS: usize = 4;
 /// A source that changes in each of so many passes is in use.
 const MAX_PASSES: u64 = 3;
 /// Chunks in each queue between stages.
@@ -92,6 +92,8 @@ pub struct Raw {
     pub chunk: u64,
     /// Its bytes.
     pub buffer: Buffer,
+    /// The blocks that were read; the others are holes.
+    pub read: Bitmap,
     /// The blocks that the receiver does not have, once it said so.
     pub wanted: Option<Mask>,
 }
@@ -466,7 +468,7 @@ fn coordinate(shared: &Arc<Shared>) {
         }
         let workers = std::thread::available_parallelism()
             .map_or(2, |n| n.get())
-            .clamp(2, 4);
+            .clamp(2, 8);
         for _ in 0..workers {
             scope.spawn(|| guarded(shared, "a worker", || stages::pack(shared)));
         }

@@ -205,9 +205,10 @@ fn hash_all(source: &FileSource, go_on: &(dyn Fn() -> bool + Sync)) -> Result<Op
                     }
                     let len = digest::chunk_len(size, chunk);
                     let room = &mut buffer[..len.next_multiple_of(ALIGN)];
-                    if source.read_chunk(chunk, &ranges, room).is_err() {
+                    let Ok(read) = source.read_chunk(chunk, &ranges, room) else {
                         return unread.store(true, Ordering::Relaxed);
-                    }
+                    };
+                    digest::blank(&mut buffer[..len], &read);
                     let found = base::hashes(&buffer[..len]);
                     let first = chunk as usize * base::PIECES;
                     lock(&hashes)[first..first + found.len()].copy_from_slice(&found);

@@ -37,6 +37,8 @@ pub const OPEN_TO_ALL: &str = "open/";
 pub const MAX_VOLUMES: usize = 1024;
 const MAX_LINKS: usize = 64;
 const QUEUE: usize = 16;
+/// Threads that verify and write: more than cores, since they wait for the disk.
+const WORKERS: usize = 4;
 /// How often blocked threads look whether they should stop.
 pub const TICK: Duration = Duration::from_millis(100);
 const BUSY_SIGN: Duration = Duration::from_secs(5);
@@ -216,11 +218,8 @@ impl Session {
             Phase::Failed(error) => return Err(error.clone()),
             Phase::Waiting => {
                 state.phase = Phase::Receiving;
-                let count = std::thread::available_parallelism()
-                    .map_or(2, |n| n.get())
-                    .clamp(2, 4);
-                self.workers.store(count, Ordering::Relaxed);
-                for _ in 0..count {
+                self.workers.store(WORKERS, Ordering::Relaxed);
+                for _ in 0..WORKERS {
                     let session = Arc::clone(self);
                     state
                         .threads

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use crate::digest;
+use crate::digest::{self, Bitmap};
 use crate::error::{Code, MoverError, Result};
 use crate::plan::Extents;
 use crate::pool::lock;
@@ -50,10 +50,11 @@ pub trait Source: Send + Sync {
     /// Where its data is; without trust in reported holes, everywhere.
     fn extents(&self, trust_holes: bool) -> Result<Box<dyn Extents + Send>>;
 
-    /// Fills `buffer` with chunk `chunk`; only `ranges` are read, the rest is zero.
+    /// Reads `ranges` of chunk `chunk` to their places in `buffer`; returns the
+    /// blocks that were read. The others are holes, and hold anything.
     ///
     /// `buffer` has the length of the chunk rounded up to 4 KiB, and is aligned.
-    fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<()>;
+    fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<Bitmap>;
 
     /// Fails when the source is not what it was when it was opened.
     fn check_unchanged(&self) -> Result<()>;
@@ -207,9 +208,10 @@ impl Source for FileSource {
         }))
     }
 
-    fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<()> {
+    fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<Bitmap> {
         let base = chunk * digest::CHUNK;
         let len = digest::chunk_len(self.size, chunk);
+        let mut read = [0; 32];
         let mut filled = 0;
         for range in ranges {
             // O_DIRECT reads whole blocks; so does everything else then.
@@ -218,13 +220,12 @@ impl Source for FileSource {
                 .next_multiple_of(ALIGN)
                 .min(len);
             if start < end {
-                buffer[filled..start].fill(0);
                 self.read_range(base, start, end, buffer)?;
+                digest::mark(&mut read, start / ALIGN..end.div_ceil(ALIGN));
                 filled = end;
             }
         }
-        buffer[filled..].fill(0);
-        Ok(())
+        Ok(read)
     }
 
     fn check_unchanged(&self) -> Result<()> {

@@ -55,7 +55,7 @@ fn read_all(shared: &Shared) -> Result<()> {
                     }
                 };
                 let len = digest::chunk_len(volume.size(), chunk).next_multiple_of(ALIGN);
-                volume
+                let read = volume
                     .source
                     .read_chunk(chunk, &ranges, &mut buffer[..len])
                     .map_err(|e| e.in_volume(&volume.id))?;
@@ -66,6 +66,7 @@ fn read_all(shared: &Shared) -> Result<()> {
                         volume: index,
                         chunk,
                         buffer,
+                        read,
                         wanted: task.wanted,
                     },
                 );
@@ -99,13 +100,15 @@ fn pack_one(
         volume: index,
         chunk,
         mut buffer,
+        read,
         wanted,
     } = raw;
     let volume = &shared.volumes[index];
     let len = digest::chunk_len(volume.size(), chunk);
-    let bitmap = digest::scan(&buffer[..len]);
+    let bitmap = digest::scan_marked(&buffer[..len], &read);
     let offers = wanted.is_none() && volume.base.pays(chunk);
     let pieces = if offers {
+        digest::blank(&mut buffer[..len], &read);
         base::hashes(&buffer[..len])
     } else {
         Vec::new()

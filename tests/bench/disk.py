@@ -13,7 +13,8 @@ import blake3
 import zstandard
 
 _MIB = 1 << 20
-_SEGMENT = 64 * _MIB
+_SEGMENT_BLOCKS = 64
+_SEGMENT = _SEGMENT_BLOCKS * _MIB
 _THREADS = 4
 _ZERO = bytes(_MIB)
 
@@ -27,20 +28,25 @@ def fingerprint(path: Path) -> bytes:
     size = path.stat().st_size
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECT)
 
-    def of_segment(start: int) -> bytes:
+    def of_blocks(blocks: list[int]) -> bytes:
         hasher = blake3.blake3()
-        for offset, data in _blocks(descriptor, start, min(start + _SEGMENT, size)):
+        buffer = mmap.mmap(-1, _MIB)
+        for block in blocks:
+            length = os.preadv(descriptor, [buffer], block * _MIB)
+            data = buffer[: min(length, size - block * _MIB)]
             if data != _ZERO[: len(data)]:
-                hasher.update(offset.to_bytes(8, "little") + data)
+                hasher.update(block.to_bytes(8, "little") + data)
         return hasher.digest()
 
     try:
-        starts = sorted({at // _SEGMENT * _SEGMENT for at in _data_places(descriptor, size)})
+        segments: dict[int, list[int]] = {}
+        for block in sorted(_data_blocks(descriptor, size)):
+            segments.setdefault(block // _SEGMENT_BLOCKS, []).append(block)
         with ThreadPoolExecutor(_THREADS) as pool:
-            parts = zip(starts, pool.map(of_segment, starts), strict=True)
+            parts = zip(segments, pool.map(of_blocks, segments.values()), strict=True)
             empty = blake3.blake3().digest()
             told = b"".join(
-                start.to_bytes(8, "little") + part for start, part in parts if part != empty
+                segment.to_bytes(8, "little") + part for segment, part in parts if part != empty
             )
     finally:
         os.close(descriptor)
@@ -107,13 +113,6 @@ def copy_rate(source: Path, scratch: Path, size_bytes: int = 1 << 30) -> float:
         scratch.unlink()
 
 
-def _blocks(descriptor: int, start: int, end: int) -> Iterator[tuple[int, bytes]]:
-    buffer = mmap.mmap(-1, _MIB)
-    for offset in range(start, end, _MIB):
-        length = os.preadv(descriptor, [buffer], offset)
-        yield offset, buffer[: min(length, end - offset)]
-
-
 def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
     at = 0
     while at < size:
@@ -125,7 +124,10 @@ def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, at
 
 
-def _data_places(descriptor: int, size: int) -> Iterator[int]:
-    for start, end in _extents(descriptor, size):
-        yield from range(start, end, _SEGMENT)
-        yield end - 1
+def _data_blocks(descriptor: int, size: int) -> set[int]:
+    """Numbers of the MiB that have data."""
+    return {
+        block
+        for start, end in _extents(descriptor, size)
+        for block in range(start // _MIB, -(-end // _MIB))
+    }

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::digest::{self, CHUNK};
+use crate::digest::{self, Bitmap, CHUNK};
 use crate::error::{Code, MoverError, Result};
 use crate::nbd::address::ExportSpec;
 use crate::nbd::error::NbdError;
@@ -98,7 +98,7 @@ impl Source for NbdSource {
         }))
     }
 
-    fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<()> {
+    fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<Bitmap> {
         let base = chunk * CHUNK;
         let end = base + digest::chunk_len(self.identity.size, chunk) as u64;
         let wanted = widen(ranges, u64::from(self.pool.export().min_block), base..end);
@@ -110,7 +110,8 @@ impl Source for NbdSource {
         buffer[at..].fill(0);
         self.pool
             .with(|_| false, |client| client.read(&wanted, base, buffer))
-            .map_err(|e| failed(&self.shown, &e).at(offset_of(&e).unwrap_or(base)))
+            .map_err(|e| failed(&self.shown, &e).at(offset_of(&e).unwrap_or(base)))?;
+        Ok([0xFF; 32]) // what was not read was made zero here
     }
 
     /// Nothing can be written through the export, and it says no more than that.
