@@ -7,6 +7,9 @@ use std::time::Duration;
 use crate::digest::CHUNK;
 use crate::sys::AlignedBuf;
 
+/// Buffers that are made at once: one huge page of most machines.
+const TOGETHER: usize = 2;
+
 /// Locks a mutex whatever happened to its last holder.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -52,9 +55,10 @@ impl Pool {
         let memory = match shelf.free.pop() {
             Some(memory) => memory,
             None if shelf.unmade > 0 => {
-                let memory = AlignedBuf::new(CHUNK as usize)?;
-                shelf.unmade -= 1;
-                memory
+                let made = AlignedBuf::several(shelf.unmade.min(TOGETHER), CHUNK as usize)?;
+                shelf.unmade -= made.len();
+                shelf.free.extend(made);
+                shelf.free.pop()?
             }
             None => return None,
         };

@@ -1,30 +1,78 @@
 //! The only unsafe code: aligned memory, open-file-description locks, TCP_INFO.
 #![allow(unsafe_code)]
 
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::ffi::c_void;
 use std::io;
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd};
-use std::ptr::NonNull;
+use std::ptr::{NonNull, null_mut};
+use std::sync::Arc;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
 /// What O_DIRECT asks for on every disk that we know.
 pub const ALIGN: usize = 4096;
 
+/// Memory of the system, in huge pages where it has them.
+///
+/// Pinning pages for O_DIRECT costs by the page: a chunk in small ones takes 256.
+struct Slab {
+    start: NonNull<c_void>,
+    len: usize,
+}
+
+impl Slab {
+    fn new(len: usize) -> Option<Slab> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new private mapping that nothing else knows of.
+        let start = unsafe { mmap_anonymous(null_mut(), len, protection, MapFlags::PRIVATE) };
+        let start = NonNull::new(start.ok()?)?;
+        // SAFETY: the very range that was mapped; the advice changes no content.
+        let _ = unsafe { madvise(start.as_ptr(), len, Advice::LinuxHugepage) };
+        Some(Slab { start, len })
+    }
+}
+
+impl Drop for Slab {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `new` with this very length, unmapped once; buffers in
+        // it hold the slab.
+        let _ = unsafe { munmap(self.start.as_ptr(), self.len) };
+    }
+}
+
+// SAFETY: the memory is owned and has no thread affinity.
+unsafe impl Send for Slab {}
+// SAFETY: a slab gives no access to its memory.
+unsafe impl Sync for Slab {}
+
 /// Zeroed memory aligned for O_DIRECT. Untouched pages cost nothing.
 pub struct AlignedBuf {
     start: NonNull<u8>,
-    layout: Layout,
+    len: usize,
+    /// What the memory lies in.
+    _slab: Arc<Slab>,
 }
 
 impl AlignedBuf {
     /// `len` bytes, more than 0; None when there is no memory.
     pub fn new(len: usize) -> Option<Self> {
-        let layout = Layout::from_size_align(len, ALIGN)
-            .ok()
-            .filter(|l| l.size() > 0)?;
-        // SAFETY: the layout has a size that is not zero.
-        let start = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        Some(AlignedBuf { start, layout })
+        Self::several(1, len)?.pop()
+    }
+
+    /// `count` buffers of `len` bytes, a multiple of 4096 if there are several.
+    pub fn several(count: usize, len: usize) -> Option<Vec<Self>> {
+        if len == 0 || (count > 1 && !len.is_multiple_of(ALIGN)) {
+            return None;
+        }
+        let slab = Arc::new(Slab::new(count.checked_mul(len)?)?);
+        let buffer = |index: usize| AlignedBuf {
+            // SAFETY: index * len is less than the length of the slab.
+            start: unsafe { slab.start.cast().add(index * len) },
+            len,
+            _slab: Arc::clone(&slab),
+        };
+        Some((0..count).map(buffer).collect())
     }
 }
 
@@ -32,23 +80,16 @@ impl Deref for AlignedBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `start` is valid for `layout.size()` initialised bytes, owned
-        // by self and borrowed as long as the slice lives.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
+        // SAFETY: `start` is valid for `len` initialised bytes, which are only this
+        // buffer's, and borrowed as long as the slice lives.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
 
 impl DerefMut for AlignedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `deref`, and the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
-    }
-}
-
-impl Drop for AlignedBuf {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with this very layout, freed once.
-        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
     }
 }
 
@@ -157,6 +198,20 @@ mod tests {
         buf[8191] = 7;
         assert_eq!(buf[8191], 7);
         assert!(AlignedBuf::new(0).is_none());
+    }
+
+    #[test]
+    fn buffers_of_one_slab_are_apart_and_outlive_each_other() {
+        let mut some = AlignedBuf::several(3, ALIGN).unwrap();
+        for (mark, buffer) in (1..).zip(&mut some) {
+            buffer.fill(mark);
+        }
+        let last = some.pop().unwrap();
+        drop(some.pop());
+        assert!(some[0].iter().all(|b| *b == 1) && last.iter().all(|b| *b == 3));
+        drop(some);
+        assert_eq!((last.len(), last[ALIGN - 1]), (ALIGN, 3));
+        assert!(AlignedBuf::several(2, ALIGN - 1).is_none());
     }
 
     #[test]
