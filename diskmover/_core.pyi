@@ -65,7 +65,7 @@ class Push:
         key: bytes,
         tag: str,
         volumes: Sequence[_Outgoing],
-        connections: int,
+        connections: int | None,
         limit_bytes_per_second: int | None,
         compression: int | Literal["adaptive"] | None,
         trust_holes: bool,

@@ -236,10 +236,8 @@ def serve(
 @click.option("--peer", help="Name or URI that the receiver's certificate must have.")
 @click.option(
     "--connections",
-    default=4,
-    show_default=True,
     type=click.IntRange(1, 64),
-    help="TCP connections; more help over long distances.",
+    help="TCP connections.  [default: 4, and more over long distances while it helps]",
 )
 @click.option("--limit", type=Rate(), help="Most bytes a second, such as 20M.")
 @click.option(

@@ -29,7 +29,6 @@ from diskmover.model import (
     TlsFiles,
 )
 
-DEFAULT_CONNECTIONS = 4
 DEFAULT_BUFFER_BYTES = 64 << 20
 
 
@@ -203,7 +202,7 @@ class Push:
         key: bytes,
         tag: str,
         volumes: Sequence[OutgoingVolume],
-        connections: int = DEFAULT_CONNECTIONS,
+        connections: int | None = None,
         limit_bytes_per_second: int | None = None,
         compression: int | Literal["adaptive"] | None = "adaptive",
         holes: Literal["trust", "read"] = "trust",
@@ -221,7 +220,8 @@ class Push:
             key: The secret of that opening, 32 bytes.
             tag: As opened at the receiver.
             volumes: What to send; all volumes of the session.
-            connections: Number of connections, 1 to 64.
+            connections: Number of connections, 1 to 64; None begins with 4 and adds
+                some, up to 32, over long distances and as long as it helps.
             limit_bytes_per_second: Most bytes of frames a second over all
                 connections; None for no limit.
             compression: "adaptive" compresses each chunk as hard as the link leaves

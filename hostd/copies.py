@@ -57,7 +57,7 @@ class CopyOrder:
         receiver: URI name in its certificate.
         volumes: What to send.
         total_bytes: Their sizes together.
-        connections: Number of connections.
+        connections: Number of connections; 0 for as many as the distance asks for.
         limit_bytes_per_second: 0 for no limit.
     """
 
@@ -277,7 +277,7 @@ class Copies:
             key=order.key,
             tag=order.owner.migration_id,
             volumes=order.volumes,
-            connections=order.connections,
+            connections=order.connections or None,
             limit_bytes_per_second=run.limit_bytes_per_second or None,
         )
 

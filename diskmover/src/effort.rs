@@ -79,6 +79,7 @@ impl Effort {
         let sum = links.fold(SendTimes::default(), |sum, one| SendTimes {
             busy: sum.busy + one.busy,
             peer_slow: sum.peer_slow + one.peer_slow,
+            ..sum
         });
         let (_, before) = std::mem::replace(&mut *last, (Instant::now(), sum));
         let busy = sum.busy.saturating_sub(before.busy);
@@ -97,7 +98,12 @@ mod tests {
     fn adaptive(busy: u64, peer_slow: u64) -> Effort {
         let effort = Effort::new(Compression::Adaptive);
         lock(&effort.last).0 -= PERIOD;
-        effort.note([SendTimes { busy, peer_slow }].into_iter());
+        let times = SendTimes {
+            busy,
+            peer_slow,
+            ..SendTimes::default()
+        };
+        effort.note([times].into_iter());
         effort
     }
 

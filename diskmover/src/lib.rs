@@ -9,6 +9,7 @@
 //! Threads block and queues are bounded; the buffer pool of each side is the
 //! only flow control. docs/wire-protocol.md tells what goes over the wire.
 
+pub mod answers;
 pub mod audit;
 pub mod base;
 pub mod beneath;
@@ -21,6 +22,7 @@ pub mod entry;
 pub mod error;
 pub mod feed;
 pub mod frame;
+pub mod growth;
 pub mod guard;
 pub mod journal;
 pub mod keeper;

@@ -10,11 +10,13 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::set_tcp_congestion;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use rustls::Connection;
 
 use crate::error::{Code, MoverError};
 use crate::frame::{FrameError, HEADER, Header};
+use crate::growth::FAR;
 use crate::messages::{ALPN, EXPORTER_LABEL};
 use crate::pool::lock;
 use crate::sys::{self, SendTimes};
@@ -160,6 +162,14 @@ impl Link {
         self.send_locked(&mut out, header, payload, self.idle)
     }
 
+    /// Sends small frames that are encoded already.
+    pub fn send_frames(&self, frames: &[u8]) -> Result<()> {
+        let mut out = lock(&self.outgoing);
+        let queued = lock(&self.tls).writer().write_all(frames);
+        queued.map_err(LinkError::Io)?;
+        self.push_out(&mut out, self.idle)
+    }
+
     /// Sends one frame unless another one is stuck on its way for `patience`.
     pub fn send_soon(&self, header: &Header, payload: &[&[u8]], patience: Duration) -> Result<()> {
         let end = Instant::now() + patience;
@@ -192,6 +202,15 @@ impl Link {
         let mut bytes = vec![0; header.payload_len as usize];
         self.recv_payload(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Lets TCP measure what the path carries instead of taking each loss for a
+    /// full queue, which far away costs most of the rate. Where the kernel has no
+    /// BBR, all stays as it is.
+    pub fn suit_distance(&self) {
+        if self.send_times().round_trip >= FAR {
+            let _ = set_tcp_congestion(&self.socket, "bbr");
+        }
     }
 
     /// How its time to send was spent; nothing when the kernel does not tell.

@@ -24,6 +24,7 @@ use crate::effort::{Compression, Effort};
 use crate::error::{Code, MoverError, Result};
 use crate::feed::{Feed, Volume};
 use crate::frame::{Header, Kind};
+use crate::growth::Growth;
 use crate::guard;
 use crate::link::Link;
 use crate::local;
@@ -59,8 +60,10 @@ pub struct Job {
     pub tag: String,
     /// Id, origin and expected size of each volume.
     pub volumes: Vec<(String, Origin, Option<u64>)>,
-    /// Number of connections.
+    /// Number of connections to begin with.
     pub connections: usize,
+    /// Most connections, which long distances lead to.
+    pub most_connections: usize,
     /// Bytes a second.
     pub limit: Option<u64>,
     /// How hard to compress.
@@ -153,6 +156,7 @@ pub struct Shared {
     pub throttled: AtomicBool,
     /// How hard to compress now.
     pub effort: Effort,
+    growth: Mutex<Growth>,
     passes: AtomicU64,
     resumed: AtomicU64,
     meter: Meter,
@@ -201,15 +205,16 @@ impl Push {
             parcels: bounded(QUEUE),
             opened: AtomicBool::new(false),
             opening: Mutex::new(()),
-            sockets: Mutex::new((0..job.connections).map(|_| None).collect()),
+            sockets: Mutex::new((0..job.most_connections).map(|_| None).collect()),
             finish: Mutex::new(Finish::NotYet),
             links: Mutex::default(),
-            uplinks: AtomicUsize::new(job.connections),
+            uplinks: AtomicUsize::new(0),
             last_link: Mutex::new((Instant::now(), false)),
             wire: AtomicU64::new(0),
             target_slow: AtomicBool::new(false),
             throttled: AtomicBool::new(false),
             effort: Effort::new(job.compression),
+            growth: Mutex::new(Growth::new(job.connections, job.most_connections)),
             passes: AtomicU64::new(0),
             resumed: AtomicU64::new(0),
             meter: Meter::default(),
@@ -440,6 +445,16 @@ impl Shared {
         })
     }
 
+    /// How many connections the distance asks for.
+    fn wanted_connections(&self) -> usize {
+        let links = lock(&self.links).clone();
+        let trips = links.iter().map(|link| link.send_times().round_trip);
+        let trip = trips.min().unwrap_or_default();
+        let full = *lock(&self.limited_by) == "network";
+        let sent = self.wire.load(Ordering::Relaxed);
+        lock(&self.growth).look(Instant::now(), sent, full, trip)
+    }
+
     fn find_bottleneck(&self) {
         let full = |len: usize| len >= QUEUE * 3 / 4;
         let throttled = self.throttled.swap(false, Ordering::Relaxed);
@@ -460,12 +475,15 @@ impl Shared {
 
 fn coordinate(shared: &Arc<Shared>) {
     std::thread::scope(|scope| {
-        for index in 0..shared.job.connections {
+        let connect = |index| {
+            shared.uplinks.fetch_add(1, Ordering::Release);
             scope.spawn(move || {
                 guarded(shared, "a connection", || uplink::run(shared, index));
                 shared.uplinks.fetch_sub(1, Ordering::Release);
             });
-        }
+        };
+        let mut connections = shared.job.connections;
+        (0..connections).for_each(connect);
         let workers = std::thread::available_parallelism()
             .map_or(2, |n| n.get())
             .clamp(2, 8);
@@ -481,6 +499,9 @@ fn coordinate(shared: &Arc<Shared>) {
                     shared.fail(error);
                 }
             });
+            let wanted = shared.wanted_connections();
+            (connections..wanted).for_each(connect);
+            connections = wanted;
             std::thread::sleep(Duration::from_millis(20));
         }
         let links = lock(&shared.links).clone();
@@ -504,10 +525,10 @@ fn check(job: &Job) -> Result<()> {
     if job.volumes.is_empty() || job.volumes.len() > MAX_VOLUMES {
         return invalid(format!("a copy has 1 to {MAX_VOLUMES} volumes"));
     }
-    if !(1..=64).contains(&job.connections) {
+    if job.connections == 0 || job.connections > job.most_connections || job.most_connections > 64 {
         return invalid(format!(
-            "{} is not a number of connections from 1 to 64",
-            job.connections
+            "{} to {} is not a number of connections from 1 to 64",
+            job.connections, job.most_connections
         ));
     }
     check_limit(job.limit)?;
@@ -563,6 +584,7 @@ mod tests {
             tag: "t".into(),
             volumes: vec![("disk".into(), file("disk", "x").into(), None)],
             connections: 1,
+            most_connections: 1,
             limit: None,
             compression: Compression::Off,
             trust_holes: true,

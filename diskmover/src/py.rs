@@ -32,6 +32,10 @@ use crate::target::{Care, Place, Proof, TargetSpec, Trust};
 use crate::tls::TlsFiles;
 use crate::{error, local};
 
+/// Connections of a copy whose caller does not say, near by and at most.
+const FEW: usize = 4;
+const MANY: usize = 32;
+
 type Tls = (PathBuf, PathBuf, PathBuf);
 type Incoming = (
     (String, PathBuf, String),
@@ -298,7 +302,7 @@ impl Push {
         key: &[u8],
         tag: String,
         volumes: Vec<Outgoing>,
-        connections: usize,
+        connections: Option<usize>,
         limit_bytes_per_second: Option<u64>,
         compression: Option<Wanted>,
         trust_holes: bool,
@@ -320,7 +324,8 @@ impl Push {
                 key,
                 tag,
                 volumes,
-                connections,
+                connections: connections.unwrap_or(FEW),
+                most_connections: connections.unwrap_or(MANY),
                 limit: limit_bytes_per_second,
                 compression: compression?,
                 trust_holes,

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 
+use crate::answers::Answers;
 use crate::base::{self, Mask};
 use crate::codec::Decoder;
 use crate::digest::{self, BLOCK, Bitmap, Hash};
@@ -598,13 +599,17 @@ impl Session {
             composed: chunk()?,
             decoder: Decoder::new().ok_or_else(no_memory)?,
         };
+        let mut answers = Answers::default();
         while !self.stopping() {
-            let Ok(job) = self.jobs.1.recv_timeout(TICK) else {
+            let Some(job) = self.next_job(&mut answers) else {
                 if self.drained.load(Ordering::Acquire) {
                     return Ok(());
                 }
                 continue;
             };
+            if !self.dirt.has_room(Duration::ZERO) {
+                answers.send();
+            }
             while !self.dirt.has_room(TICK) {
                 if self.stopping() {
                     return Ok(());
@@ -631,10 +636,17 @@ impl Session {
             } else if self.jobs.1.len() >= QUEUE * 3 / 4 {
                 answer.codec = frame::ACK_TARGET_SLOW;
             }
-            // Without the acknowledgement the chunk comes again: no harm.
-            let _ = link.send(&answer, &[&payload[..answer.payload_len as usize]]);
+            answers.add(&link, &answer, &payload[..answer.payload_len as usize]);
         }
         Ok(())
+    }
+
+    /// The next job; answers do not wait for one that is not there yet.
+    fn next_job(&self, answers: &mut Answers) -> Option<Job> {
+        self.jobs.1.try_recv().ok().or_else(|| {
+            answers.send();
+            self.jobs.1.recv_timeout(TICK).ok()
+        })
     }
 
     fn place(&self, header: &Header, cargo: Cargo, memory: &mut Memory) -> Result<Taken> {

@@ -7,6 +7,7 @@ use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
@@ -119,18 +120,21 @@ pub fn try_lock(file: impl AsFd) -> io::Result<bool> {
     }
 }
 
-/// How a connection has spent its time with data to send, in microseconds.
+/// How a connection has spent its time with data to send, and its distance.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SendTimes {
-    /// With data to send.
+    /// With data to send, in microseconds.
     pub busy: u64,
     /// Of that, waiting for the peer to read what it has.
     pub peer_slow: u64,
+    /// The shortest round trip of late.
+    pub round_trip: Duration,
 }
 
 /// Asks the kernel (since 4.9) what a TCP socket waited for.
 pub fn send_times(socket: impl AsFd) -> io::Result<SendTimes> {
     // struct tcp_info of <linux/tcp.h>; libc's is older than these fields.
+    const MIN_RTT: usize = 148;
     const BUSY: usize = 168;
     const RWND_LIMITED: usize = 176;
     let mut info = [0u8; 192];
@@ -156,9 +160,15 @@ pub fn send_times(socket: impl AsFd) -> io::Result<SendTimes> {
         let bytes: [u8; 8] = std::array::from_fn(|i| info[at + i]);
         u64::from_ne_bytes(bytes)
     };
+    let trip: [u8; 4] = std::array::from_fn(|i| info[MIN_RTT + i]);
+    let trip = match u32::from_ne_bytes(trip) {
+        u32::MAX => 0, // not measured yet
+        trip => trip.into(),
+    };
     Ok(SendTimes {
         busy: field(BUSY),
         peer_slow: field(RWND_LIMITED),
+        round_trip: Duration::from_micros(trip),
     })
 }
 
@@ -232,7 +242,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut socket = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let _peer = listener.accept().unwrap();
-        assert_eq!(send_times(&socket).unwrap(), SendTimes::default());
+        assert_eq!(send_times(&socket).unwrap().busy, 0);
         socket.set_nonblocking(true).unwrap();
         while socket.write(&[0; 65536]).is_ok() {}
         let end = std::time::Instant::now() + std::time::Duration::from_secs(20);

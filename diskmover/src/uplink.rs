@@ -122,7 +122,10 @@ fn connect(shared: &Shared, index: usize) -> std::result::Result<Arc<Link>, End>
             let text = format!("{to} speaks another version of diskmover's protocol");
             Err(End::Fatal(MoverError::new(Code::Protocol, text)))
         }
-        Kind::Welcome if usize::from(answer.volume) == shared.volumes.len() => Ok(link),
+        Kind::Welcome if usize::from(answer.volume) == shared.volumes.len() => {
+            link.suit_distance();
+            Ok(link)
+        }
         Kind::Welcome => {
             let text = format!(
                 "the session has {} volumes, this copy {}",

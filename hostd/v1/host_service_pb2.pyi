@@ -577,7 +577,9 @@ class StartCopyRequest(_message.Message):
     limit_bytes_per_second: _builtins.int
     """Most bytes per second on the network; 0 for no limit."""
     connections: _builtins.int
-    """Number of connections; 0 for the default."""
+    """Number of connections; 0 for the host's configured number, or for as many as
+    the distance asks for when none is configured.
+    """
     @_builtins.property
     def fence(self) -> _fence_pb2.Fence:
         """Owner of the machine. Required."""

@@ -84,9 +84,8 @@ class Link:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._relay is not None and self._relay.stdin is not None:
-            self._relay.stdin.close()
-            self._relay.wait(10)
+        if self._relay is not None:
+            self._relay.communicate(timeout=10)  # it ends when its input does
         for side in "ab":
             with suppress(subprocess.CalledProcessError):
                 _ip("netns", "delete", self._netns[side])

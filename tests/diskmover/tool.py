@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,11 @@ def run(*arguments: str | Path) -> Ended:
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+def check(*command: str) -> None:
+    """Run another program, which must succeed."""
+    subprocess.run(command, check=True)
+
+
 def push_when_free(*arguments: str | Path) -> Ended:
     """Push; wait while the receiver has not noticed the end of the last attempt."""
     end = time.monotonic() + PATIENCE_SECONDS
@@ -67,12 +72,19 @@ class Serve:
         root: Where files go.
         tls: Its --cert, --key and --ca.
         listen: Where it listens; the address of an earlier one to take its place.
+        within: A command that runs it in a network namespace.
     """
 
-    def __init__(self, root: Path, tls: list[str], listen: str = "127.0.0.1:0") -> None:
+    def __init__(
+        self,
+        root: Path,
+        tls: list[str],
+        listen: str = "127.0.0.1:0",
+        within: Sequence[str] = (),
+    ) -> None:
         self.root = root
         self._process = subprocess.Popen(
-            [*_TOOL, "serve", "--root", str(root), "--listen", listen, "--json", *tls],
+            [*within, *_TOOL, "serve", "--root", str(root), "--listen", listen, "--json", *tls],
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -102,9 +114,9 @@ class Serve:
 class Running:
     """A `diskmover push` process under way."""
 
-    def __init__(self, *arguments: str | Path) -> None:
+    def __init__(self, *arguments: str | Path, within: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
-            [*_TOOL, "push", *map(str, arguments)],
+            [*within, *_TOOL, "push", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

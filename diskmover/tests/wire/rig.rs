@@ -167,6 +167,7 @@ pub fn job_to(address: &str, pki: &Pki) -> Job {
         tag: TAG.to_owned(),
         volumes: Vec::new(),
         connections: 2,
+        most_connections: 64,
         limit: None,
         compression: Compression::Level(1),
         trust_holes: true,
