@@ -9,9 +9,15 @@
 //! Threads block and queues are bounded; the buffer pool of each side is the
 //! only flow control. docs/wire-protocol.md tells what goes over the wire.
 
+#[cfg(test)]
+extern crate self as diskmover;
+
+#[cfg(test)]
+mod attribution;
 pub mod audit;
 pub mod base;
 pub mod beneath;
+pub mod bottleneck;
 pub mod codec;
 pub mod device;
 pub mod digest;
@@ -38,6 +44,7 @@ pub mod plan;
 pub mod pool;
 #[cfg(test)]
 mod power;
+pub mod priority;
 pub mod progress;
 pub mod publish;
 pub mod push;
@@ -47,6 +54,8 @@ pub mod receipt;
 pub mod seedlist;
 pub mod seeds;
 pub mod session;
+#[cfg(test)]
+mod slow;
 pub mod source;
 pub mod stages;
 pub mod store;
@@ -55,3 +64,13 @@ pub mod target;
 pub mod throttle;
 pub mod tls;
 pub mod uplink;
+
+// What the tests over the wire use serves those that need a seam in here too.
+#[cfg(test)]
+#[path = "../tests/wire/pki.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod pki;
+#[cfg(test)]
+#[path = "../tests/wire/rig.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod rig;
