@@ -14,6 +14,7 @@ import msgspec
 from controlplane.common.config import ConfigError, load_config
 from controlplane.common.identity import NAME_PATTERN, Identity, host_identity
 from controlplane.common.rpc import TlsPaths
+from diskmover.model import IoPriority
 
 DEFAULT_CONFIG = Path("/etc/drover/hostd.toml")
 CONTROL_PORT = 7442
@@ -98,11 +99,14 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         reserved_memory_mib: Host memory that guests never get, in MiB.
         max_copies: Copies that this host sends at once; further ones wait.
         copy_connections: Connections of one copy unless the caller says otherwise.
+        io_priority: How much reads and writes of copies count beside those of guests:
+            "normal", "low" or "idle".
     """
 
     reserved_memory_mib: int = 0
     max_copies: int = 2
     copy_connections: int = 4
+    io_priority: IoPriority = "normal"
 
 
 class StateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
