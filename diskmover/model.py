@@ -50,8 +50,8 @@ class IncomingVolume:
         seeds: Older copies and base images, as pairs of a directory and a path
             beneath it. Blocks of 64 KiB that they have, anywhere, are copied
             from them (shared, where the file system can) and not sent; every
-            one is hashed as it arrives. The first use reads a seed and leaves a
-            list of its hashes beside it, `.NAME.dm-hashes`. Seeds that are
+            one is hashed as it arrives. The first use reads a seed and, from 64 MiB
+            on, leaves a list of its hashes beside it, `.NAME.dm-hashes`. Seeds that are
             missing are left out.
     """
 

@@ -86,10 +86,19 @@ class StorageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         roots: Name -> absolute directory. Other hosts name disks by root and
             relative name, so the same name stands for the same purpose everywhere.
         allowed_formats: Disk formats that may be moved.
+        seeds: Files, as "ROOT/NAME", whose blocks are reused for disks that come here:
+            templates that disks were made from, or older copies. They are only read.
     """
 
     roots: dict[str, Path]
     allowed_formats: tuple[str, ...] = FORMATS
+    seeds: tuple[str, ...] = ()
+
+    @property
+    def seed_places(self) -> list[tuple[str, str]]:
+        """Root and relative name of each seed."""
+        places = [seed.partition("/") for seed in self.seeds]
+        return [(root, name) for root, _, name in places]
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -196,6 +205,9 @@ def _storage_problem(storage: StorageConfig) -> str:
             return f"storage.roots: {name!r} is not a name of lower-case letters, digits, '-', '.'"
         if not directory.is_absolute() or ".." in directory.parts:
             return f"storage.roots.{name}: {str(directory)!r} is not an absolute path"
+    for root, name in storage.seed_places:
+        if root not in storage.roots or not name or ".." in Path(name).parts:
+            return f"storage.seeds: {f'{root}/{name}'!r} is not ROOT/NAME of a file in a root"
     strange = set(storage.allowed_formats) - set(FORMATS)
     if strange or not storage.allowed_formats:
         return f"storage.allowed_formats: choose among {', '.join(FORMATS)}"

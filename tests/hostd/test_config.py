@@ -19,6 +19,10 @@ images = "/srv/images"
 """
 
 
+def with_seed(seed: str) -> str:
+    return MINIMAL.replace("[storage.roots]", f'[storage]\nseeds = ["{seed}"]\n[storage.roots]')
+
+
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "hostd.toml"
     path.write_text(text)
@@ -50,6 +54,9 @@ def test_minimal_file_gets_safe_defaults(tmp_path: Path) -> None:
         (MINIMAL + "[limits]\nmax_copies = 0\n", "max_copies"),
         (MINIMAL + '[limits]\nmax_copies = "2"\n', "$.limits.max_copies"),
         (MINIMAL + '[limits]\nio_priority = "urgent"\n', "$.limits.io_priority"),
+        (with_seed("fast/x"), "storage.seeds: 'fast/x'"),
+        (with_seed("images"), "storage.seeds: 'images/'"),
+        (with_seed("images/../x"), "storage.seeds: 'images/../x'"),
         (MINIMAL + '[log]\nlevel = "loud"\n', "log.level"),
         (
             MINIMAL.replace(
