@@ -22,8 +22,10 @@ _Incoming = tuple[
 _Nbd = tuple[str, str, str | None]
 # volume_id, path, export, size_bytes
 _Outgoing = tuple[str, _Path | None, _Nbd | None, int | None]
+# expected, low, high
+_Eta = tuple[float | None, float | None, float | None]
 # done, total, resumed, wire, rate, eta, limited_by, connections
-_Progress = tuple[int, int, int, int, int, float | None, str, int]
+Progress = tuple[int, int, int, int, int, _Eta, str, int]
 # volume_id, size, data, zero, wire, chunk_size, digest, mode
 _Receipt = tuple[str, int, int, int, int, int, str, str]
 
@@ -36,6 +38,7 @@ class Receiver:
         max_connections: int,
         buffer_bytes: int,
         idle_timeout_seconds: float,
+        io_priority: str,
     ) -> None: ...
     def address(self) -> str: ...
     def open_session(
@@ -43,7 +46,7 @@ class Receiver:
     ) -> None: ...
     def session_status(
         self, session_id: str
-    ) -> tuple[str, _Progress, list[_Receipt], MoverError | None]: ...
+    ) -> tuple[str, Progress, list[_Receipt], MoverError | None]: ...
     def close_session(self, session_id: str) -> None: ...
     def serve_names(
         self,
@@ -71,8 +74,9 @@ class Push:
         trust_holes: bool,
         buffer_bytes: int,
         reconnect_timeout_seconds: float,
+        io_priority: str,
     ) -> None: ...
-    def progress(self) -> _Progress: ...
+    def progress(self) -> Progress: ...
     def cancel(self) -> None: ...
     def set_limit(self, limit_bytes_per_second: int | None) -> None: ...
     def wait(self, timeout: float | None) -> list[_Receipt] | None: ...

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum, unique
 from pathlib import Path
+from typing import Literal
 
 from diskmover.errors import MoverError
+
+IoPriority = Literal["normal", "low", "idle"]
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,8 @@ class IncomingVolume:
         seeds: Older copies and base images, as pairs of a directory and a path
             beneath it. Blocks of 64 KiB that they have, anywhere, are copied
             from them (shared, where the file system can) and not sent; every
-            one is hashed as it arrives. The first use reads a seed and leaves a
-            list of its hashes beside it, `.NAME.dm-hashes`. Seeds that are
+            one is hashed as it arrives. The first use reads a seed and, from 64 MiB
+            on, leaves a list of its hashes beside it, `.NAME.dm-hashes`. Seeds that are
             missing are left out.
     """
 
@@ -119,8 +122,14 @@ class Progress:
         wire_bytes: Bytes of frames sent, after compression, without TLS framing.
         rate_bytes_per_second: Bytes of volume a second, smoothed over seconds.
         eta_seconds: Expected time to the end; None while unknown.
-        limited_by: "source-read", "compress", "network", "target-write",
-            "throttle", or "" while unknown.
+        eta_low_seconds: Time to the end if all goes on as in the fastest of the
+            last seconds; None while unknown.
+        eta_high_seconds: The same for the slowest of them; None also when nothing
+            moved in it.
+        limited_by: What limits the rate: "source-read", "compress" (scanning and
+            hashing too), "network", "target-write" (all that the receiver does),
+            "throttle" (the limit that was set), or "" while unknown and at the
+            receiver.
         connections: Connections that stand now.
     """
 
@@ -130,6 +139,8 @@ class Progress:
     wire_bytes: int
     rate_bytes_per_second: int
     eta_seconds: float | None
+    eta_low_seconds: float | None
+    eta_high_seconds: float | None
     limited_by: str
     connections: int
 

@@ -20,6 +20,7 @@ from typing import Literal, Self
 from diskmover import _core
 from diskmover.model import (
     IncomingVolume,
+    IoPriority,
     NbdExport,
     OutgoingVolume,
     Progress,
@@ -47,6 +48,7 @@ class Receiver:
         max_connections: int = 128,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         idle_timeout_seconds: float = 60.0,
+        io_priority: IoPriority = "normal",
     ) -> None:
         """Bind and listen at once.
 
@@ -59,6 +61,10 @@ class Receiver:
             buffer_bytes: Memory for chunks in flight, for each session.
             idle_timeout_seconds: A connection on which nothing arrives for so
                 long is dropped. Senders give a sign every few seconds.
+            io_priority: How much its writes count beside others' on the same
+                disk: "normal", "low" (behind all that did not ask for less) or
+                "idle" (when nobody else wants it). The disk's scheduler has to
+                heed it, as bfq and mq-deadline do.
 
         Raises:
             MoverError: INVALID_ARGUMENT, CREDENTIALS, or CONNECT_FAILED when
@@ -71,6 +77,7 @@ class Receiver:
             max_connections,
             buffer_bytes,
             idle_timeout_seconds,
+            io_priority,
         )
 
     @property
@@ -130,7 +137,7 @@ class Receiver:
         return SessionStatus(
             session_id=session_id,
             state=SessionState(state),
-            progress=Progress(*progress),
+            progress=_progress(progress),
             receipts=tuple(Receipt(*receipt) for receipt in receipts),
             error=error,
         )
@@ -208,6 +215,7 @@ class Push:
         holes: Literal["trust", "read"] = "trust",
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         reconnect_timeout_seconds: float = 30.0,
+        io_priority: IoPriority = "normal",
     ) -> None:
         """Open the sources and start to send.
 
@@ -231,6 +239,7 @@ class Push:
                 reads it, for file systems whose reports cannot be trusted.
             buffer_bytes: Memory for chunks in flight.
             reconnect_timeout_seconds: How long to try when no connection stands.
+            io_priority: How much its reads count beside others', as in `Receiver`.
 
         Raises:
             MoverError: INVALID_ARGUMENT, CREDENTIALS, SOURCE_MISSING,
@@ -250,11 +259,12 @@ class Push:
             holes == "trust",
             buffer_bytes,
             reconnect_timeout_seconds,
+            io_priority,
         )
 
     def progress(self) -> Progress:
         """Tell how far it has come; costs nothing, never blocks."""
-        return Progress(*self._core.progress())
+        return _progress(self._core.progress())
 
     def cancel(self) -> None:
         """Stop, and return when the threads have ended (under 2 seconds).
@@ -284,6 +294,23 @@ class Push:
         """
         receipts = self._core.wait(timeout)
         return None if receipts is None else [Receipt(*receipt) for receipt in receipts]
+
+
+def _progress(told: _core.Progress) -> Progress:
+    """Progress as the core tells it."""
+    done, total, resumed, wire, rate, (expected, low, high), limited_by, connections = told
+    return Progress(
+        done_bytes=done,
+        total_bytes=total,
+        resumed_bytes=resumed,
+        wire_bytes=wire,
+        rate_bytes_per_second=rate,
+        eta_seconds=expected,
+        eta_low_seconds=low,
+        eta_high_seconds=high,
+        limited_by=limited_by,
+        connections=connections,
+    )
 
 
 def _outgoing(

@@ -14,6 +14,7 @@ import msgspec
 from controlplane.common.config import ConfigError, load_config
 from controlplane.common.identity import NAME_PATTERN, Identity, host_identity
 from controlplane.common.rpc import TlsPaths
+from diskmover.model import IoPriority
 
 DEFAULT_CONFIG = Path("/etc/drover/hostd.toml")
 CONTROL_PORT = 7442
@@ -85,10 +86,19 @@ class StorageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         roots: Name -> absolute directory. Other hosts name disks by root and
             relative name, so the same name stands for the same purpose everywhere.
         allowed_formats: Disk formats that may be moved.
+        seeds: Files, as "ROOT/NAME", whose blocks are reused for disks that come here:
+            templates that disks were made from, or older copies. They are only read.
     """
 
     roots: dict[str, Path]
     allowed_formats: tuple[str, ...] = FORMATS
+    seeds: tuple[str, ...] = ()
+
+    @property
+    def seed_places(self) -> list[tuple[str, str]]:
+        """Root and relative name of each seed."""
+        places = [seed.partition("/") for seed in self.seeds]
+        return [(root, name) for root, _, name in places]
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,11 +109,14 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         max_copies: Copies that this host sends at once; further ones wait.
         copy_connections: Connections of one copy unless the caller says otherwise; 0
             begins with 4 and adds some over long distances.
+        io_priority: How much reads and writes of copies count beside those of guests:
+            "normal", "low" or "idle".
     """
 
     reserved_memory_mib: int = 0
     max_copies: int = 2
     copy_connections: int = 0
+    io_priority: IoPriority = "normal"
 
 
 class StateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -193,6 +206,9 @@ def _storage_problem(storage: StorageConfig) -> str:
             return f"storage.roots: {name!r} is not a name of lower-case letters, digits, '-', '.'"
         if not directory.is_absolute() or ".." in directory.parts:
             return f"storage.roots.{name}: {str(directory)!r} is not an absolute path"
+    for root, name in storage.seed_places:
+        if root not in storage.roots or not name or ".." in Path(name).parts:
+            return f"storage.seeds: {f'{root}/{name}'!r} is not ROOT/NAME of a file in a root"
     strange = set(storage.allowed_formats) - set(FORMATS)
     if strange or not storage.allowed_formats:
         return f"storage.allowed_formats: choose among {', '.join(FORMATS)}"

@@ -28,7 +28,8 @@ import structlog
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from controlplane.common.rpc import TlsPaths
-from diskmover import ErrorCode, MoverError, OutgoingVolume, Progress, Push, Receipt
+from diskmover import ErrorCode, MoverError, OutgoingVolume, Push, Receipt
+from diskmover.model import IoPriority
 from hostd.jobs import CANCELLED, FAILED, RUNNING, SUCCEEDED, JobBoard, JobOwner, JobStore
 from hostd.transfer import mover_error, tls_files
 from hostd.v1 import job_pb2
@@ -98,12 +99,21 @@ class Copies:
         board: Where progress is told.
         tls: The host's certificate.
         max_copies: Copies that send at once.
+        io_priority: How much their reads count beside those of others.
     """
 
-    def __init__(self, store: JobStore, board: JobBoard, tls: TlsPaths, max_copies: int) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        board: JobBoard,
+        tls: TlsPaths,
+        max_copies: int,
+        io_priority: IoPriority = "normal",
+    ) -> None:
         self._store = store
         self._board = board
         self._tls = tls
+        self._io_priority: IoPriority = io_priority
         self._slots = asyncio.Semaphore(max_copies)
         self._pool = ThreadPoolExecutor(max_copies + _SPARE_THREADS, thread_name_prefix="copy")
         self._runs: dict[str, _Run] = {}
@@ -143,6 +153,7 @@ class Copies:
             job.create_time.CopyFrom(before.create_time)
         job.progress.total_bytes = order.total_bytes
         job.progress.limited_by = QUEUED
+        job.progress.limit_bytes_per_second = order.limit_bytes_per_second
         await self._blocking(self._store.put, job, order.owner)
         await self._board.show(job)
         run = _Run(order)
@@ -156,12 +167,16 @@ class Copies:
         Raises:
             DroverError: JOB_NOT_FOUND.
         """
+        job = await self._board.get(job_id)
         run = self._runs.get(job_id)
-        if run is not None:
-            run.limit_bytes_per_second = limit_bytes_per_second
-            if run.push is not None:
-                await self._blocking(run.push.set_limit, limit_bytes_per_second or None)
-        return await self._board.get(job_id)
+        if run is None:
+            return job
+        run.limit_bytes_per_second = limit_bytes_per_second
+        if run.push is not None:
+            await self._blocking(run.push.set_limit, limit_bytes_per_second or None)
+        # Until the next look at the copy, this is what is told.
+        job.progress.limit_bytes_per_second = limit_bytes_per_second
+        return job
 
     async def cancel(self, job_id: str) -> None:
         """End a job and wait until it has let go of its files."""
@@ -263,9 +278,11 @@ class Copies:
             if run.ending is not None:
                 # Told between the two: nobody else has seen this push to cancel it.
                 await self._blocking(run.push.cancel)
+            # It may have been told another limit meanwhile.
+            await self._blocking(run.push.set_limit, run.limit_bytes_per_second or None)
             while (receipts := await self._blocking(run.push.wait, _POLL_SECONDS)) is None:
-                await self._board.show(_with_progress(job, run.push.progress()))
-            return _succeeded(job, receipts, run.push.progress())
+                await self._board.show(_with_progress(job, run))
+            return _succeeded(_with_progress(job, run), receipts)
 
     def _push(self, run: _Run) -> Push:
         order = run.order
@@ -279,6 +296,7 @@ class Copies:
             volumes=order.volumes,
             connections=order.connections or None,
             limit_bytes_per_second=run.limit_bytes_per_second or None,
+            io_priority=self._io_priority,
         )
 
     async def _blocking(self, work: Callable[P, T], *arguments: P.args, **_: P.kwargs) -> T:
@@ -312,9 +330,13 @@ class _slot:  # noqa: N801  # reads as a block
             self._slots.release()
 
 
-def _with_progress(job: job_pb2.Job, progress: Progress) -> job_pb2.Job:
+def _with_progress(job: job_pb2.Job, run: _Run) -> job_pb2.Job:
     shown = job_pb2.Job()
     shown.CopyFrom(job)
+    shown.progress.limit_bytes_per_second = run.limit_bytes_per_second
+    if run.push is None:
+        return shown
+    progress = run.push.progress()
     shown.progress.CopyFrom(
         job_pb2.CopyProgress(
             done_bytes=progress.done_bytes,
@@ -322,17 +344,19 @@ def _with_progress(job: job_pb2.Job, progress: Progress) -> job_pb2.Job:
             wire_bytes=progress.wire_bytes,
             rate_bytes_per_second=progress.rate_bytes_per_second,
             eta_seconds=progress.eta_seconds,
+            eta_low_seconds=progress.eta_low_seconds,
+            eta_high_seconds=progress.eta_high_seconds,
             limited_by=progress.limited_by,
+            limit_bytes_per_second=run.limit_bytes_per_second,
         )
     )
     return shown
 
 
-def _succeeded(job: job_pb2.Job, receipts: Sequence[Receipt], progress: Progress) -> job_pb2.Job:
-    final = _with_progress(job, progress)
-    final.state = SUCCEEDED
+def _succeeded(ended: job_pb2.Job, receipts: Sequence[Receipt]) -> job_pb2.Job:
+    ended.state = SUCCEEDED
     for receipt in receipts:
-        final.receipts.add(
+        ended.receipts.add(
             volume_id=receipt.volume_id,
             size_bytes=receipt.size_bytes,
             data_bytes=receipt.data_bytes,
@@ -341,7 +365,7 @@ def _succeeded(job: job_pb2.Job, receipts: Sequence[Receipt], progress: Progress
             digest=receipt.digest,
             mode=receipt.mode,
         )
-    return final
+    return ended
 
 
 def _failed(job: job_pb2.Job, error: DroverError) -> job_pb2.Job:

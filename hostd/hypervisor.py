@@ -87,6 +87,16 @@ class Hypervisor:
         with self._domain(domain_uuid) as dom:
             return domains.describe(dom, self.roots)
 
+    def volumes(self) -> list[domain_pb2.Volume]:
+        """What all machines here have as disks, base images and media.
+
+        Raises:
+            DroverError: LIBVIRT_UNAVAILABLE.
+        """
+        with self._connection.get() as connection:
+            described = domains.describe_all(connection, self.roots)
+        return [volume for domain in described for volume in domain.volumes]
+
     def check_source(self, domain_uuid: str) -> preflight_pb2.PreflightReport:
         """Could the machine leave now."""
         with self._connection.get(f"domains/{domain_uuid}") as connection:

@@ -144,20 +144,13 @@ class IncomingFiles:
 
     # --- files
 
-    def announce(self, record: TargetRecord, volume: domain_pb2.Volume) -> IncomingVolume:
+    def announce(self, record: TargetRecord, volume: domain_pb2.Volume) -> CreatedFile:
         """Note a volume that will arrive, and make its directory.
 
         Raises:
             DroverError: INVALID_FIELD, TARGET_LACKS_ROOT, DISK_OUTSIDE_ROOTS.
         """
-        file = self._note(record, volume)
-        return IncomingVolume(
-            volume_id=file.volume_id,
-            root=file.root,
-            name=file.name,
-            size_bytes=volume.size_bytes,
-            mode=_BACKING_MODE if volume.kind == BACKING else _DISK_MODE,
-        )
+        return self._note(record, volume)
 
     def allocate(self, record: TargetRecord, volume: domain_pb2.Volume) -> None:
         """Reserve the space of a volume now, all of it.
@@ -315,6 +308,25 @@ class IncomingFiles:
             except MoverError as error:
                 raise mover_error(error, f"migrations/{record.migration_id}") from error
         shutil.rmtree(self._private / record.migration_id, ignore_errors=True)
+
+
+def incoming(
+    file: CreatedFile, volume: domain_pb2.Volume, seeds: tuple[tuple[Path, str], ...]
+) -> IncomingVolume:
+    """A volume as diskmover receives it, reusing blocks of `seeds`."""
+    return IncomingVolume(
+        volume_id=file.volume_id,
+        root=file.root,
+        name=file.name,
+        size_bytes=volume.size_bytes,
+        mode=_BACKING_MODE if volume.kind == BACKING else _DISK_MODE,
+        seeds=seeds,
+    )
+
+
+def twin_name(file: CreatedFile) -> str:
+    """The name beside which `place_beside` put a file; its own name if it did not."""
+    return _twin(file.name, file.volume_id)
 
 
 def present_path(file: CreatedFile) -> Path:

@@ -73,7 +73,13 @@ class Daemon:
         self._board = JobBoard(jobs)
         self.data_port = await self._workers.step(self._open_data_port)
         self._hypervisor = Hypervisor(config)
-        self._copies = Copies(jobs, self._board, config.tls.paths, config.limits.max_copies)
+        self._copies = Copies(
+            jobs,
+            self._board,
+            config.tls.paths,
+            config.limits.max_copies,
+            config.limits.io_priority,
+        )
         self._stops = Stops(records, self._hypervisor, self._workers)
         self._runner = StepRunner(FenceStore(self._state), self._workers)
         servicer = HostServicer(
@@ -95,7 +101,9 @@ class Daemon:
     def _open_data_port(self) -> DataPort:
         listen = self._config.listen.data
         try:
-            return DataPort(listen, self._config.tls.paths)
+            return DataPort(
+                listen, self._config.tls.paths, io_priority=self._config.limits.io_priority
+            )
         except MoverError as error:
             raise ConfigError(f"listen.data {listen}: {error.message}") from error
 

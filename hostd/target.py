@@ -16,13 +16,14 @@ import diskmover
 from controlplane.common.errors import DroverError
 from controlplane.common.identity import Identity, Role
 from controlplane.common.reasons import Reason
-from diskmover import IncomingVolume, MoverError
+from diskmover import MoverError
 from hostd.config import HostdConfig
 from hostd.hypervisor import Hypervisor
-from hostd.incoming import SHARED, IncomingFiles, present_path
+from hostd.incoming import SHARED, IncomingFiles, incoming, present_path
 from hostd.libvirt.build import BuildOrder
 from hostd.preflight import Neighbour, placements, refuse_failures
 from hostd.records import CreatedFile, Records, SourcePhase, TargetPhase, TargetRecord
+from hostd.reuse import Reuse
 from hostd.transfer import DataPort, mover_error
 from hostd.v1 import domain_pb2, fence_pb2, host_service_pb2, preflight_pb2
 
@@ -58,6 +59,7 @@ class TargetSteps:
         self._data_port = data_port
         self._preparing = threading.Lock()
         self.files = IncomingFiles(config, records)
+        self._reuse = Reuse(config.storage, hypervisor)
 
     # --- before anything arrives
 
@@ -193,13 +195,18 @@ class TargetSteps:
             raise _wrong_phase(record, "sent to", fence)
         if not request.volumes:
             raise DroverError(Reason.INVALID_FIELD, "volumes is empty.", subject="volumes")
-        incoming: list[IncomingVolume] = []
-        for volume in request.volumes:
-            incoming.append(self.files.announce(record, volume))
+        files = {v.volume_id: self.files.announce(record, v) for v in request.volumes}
+        seeds = self._reuse.seeds(request.volumes, files)
+        coming = [incoming(files[v.volume_id], v, seeds[v.volume_id]) for v in request.volumes]
         self._data_port.open(
-            fence.migration_id, request.session_key, request.sender_identity, incoming
+            fence.migration_id, request.session_key, request.sender_identity, coming
         )
-        log.info("ready to receive", sender=request.sender_identity, volumes=len(incoming))
+        log.info(
+            "ready to receive",
+            sender=request.sender_identity,
+            volumes=len(coming),
+            seeds=sorted({name for found in seeds.values() for _, name in found}),
+        )
 
     # --- once it is here
 

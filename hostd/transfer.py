@@ -27,6 +27,7 @@ from diskmover import (
     SessionState,
     TlsFiles,
 )
+from diskmover.model import IoPriority
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -94,13 +95,14 @@ class DataPort:
     Args:
         listen: HOST:PORT.
         tls: The host's certificate.
+        io_priority: How much writes count beside those of others.
 
     Raises:
         MoverError: The address cannot be bound, or the certificate is unusable.
     """
 
-    def __init__(self, listen: str, tls: TlsPaths) -> None:
-        self._receiver = Receiver(listen, tls_files(tls))
+    def __init__(self, listen: str, tls: TlsPaths, *, io_priority: IoPriority = "normal") -> None:
+        self._receiver = Receiver(listen, tls_files(tls), io_priority=io_priority)
         self._lock = threading.Lock()
         # Migration -> digest of the key that its session was opened with.
         self._keys: dict[str, bytes] = {}

@@ -170,6 +170,19 @@ class MigrationServicer(MigrationServiceServicer):
             lambda tx, move, caller: moves.cancel(tx, sagas, move, by=caller.uri),
         )
 
+    async def LimitMigration(
+        self, request: pb.LimitMigrationRequest, context: Context
+    ) -> migration_pb2.Migration:
+        """Have a move copy faster or slower."""
+        sagas, limit = self._services.sagas, request.bandwidth_limit_bytes_per_second
+        return await self._steer(
+            "limit",
+            request,
+            lambda tx, move, caller: moves.limit(
+                tx, sagas, move, by=caller.uri, bytes_per_second=limit
+            ),
+        )
+
     async def RetryMigration(
         self, request: pb.RetryMigrationRequest, context: Context
     ) -> migration_pb2.Migration:

@@ -21,6 +21,7 @@ from controlplane.domain.names import host_name, instance_name, migration_name
 from controlplane.domain.states import HostState, MigrationState, TaskState
 from controlplane.saga.definition import NotStuck, PastPivot, Saga, SubjectBusy
 from controlplane.store import claims, hosts, instances, migrations, sql_saga
+from controlplane.v1 import migration_pb2
 
 
 def admit(tx: Connection, services: Services, plan: Plan) -> Migration:
@@ -127,6 +128,23 @@ def cancel(tx: Connection, sagas: Sagas, move: Migration, *, by: str) -> Migrati
         ) from None
     _note(tx, move, sagas.move.kind, f"cancel asked for by {by}")
     return migrations.update(tx, move.id, cancel_requested=True)
+
+
+def limit(
+    tx: Connection, sagas: Sagas, move: Migration, *, by: str, bytes_per_second: int
+) -> Migration:
+    """Change how fast a move may copy; its saga passes it on to a copy under way.
+
+    Raises:
+        DroverError: MIGRATION_STATE once all is copied.
+    """
+    rules.check_may_limit(move)
+    options = migration_pb2.MigrationOptions()
+    options.CopyFrom(move.options)
+    options.bandwidth_limit_bytes_per_second = bytes_per_second
+    what = f"limit of {bytes_per_second} bytes a second" if bytes_per_second else "no limit"
+    _note(tx, move, sagas.move.kind, f"{what} asked for by {by}")
+    return migrations.update(tx, move.id, options=options)
 
 
 def retry(tx: Connection, sagas: Sagas, move: Migration, *, by: str) -> Migration:

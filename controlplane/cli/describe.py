@@ -7,6 +7,7 @@ from controlplane.cli.output import enum_word
 from controlplane.cli.units import format_bytes, format_seconds, format_time
 from controlplane.common.errors import DroverError
 from controlplane.v1.migration_pb2 import HostVerdict, Migration, Placement
+from hostd.v1.job_pb2 import CopyProgress
 
 State = Migration.State
 
@@ -47,16 +48,39 @@ def doing(move: Migration) -> str:
 
 
 def copy_words(move: Migration) -> str:
-    """How far the copy has come, as "2.1 GiB of 5.9 GiB (36 %), 312 MiB/s, 12 s left"."""
+    """How far the copy has come.
+
+    As "2.1 GiB of 5.9 GiB (36 %), 312 MiB/s, 10 s to 14 s left, limited by network".
+    """
     progress = move.progress
     total = progress.total_bytes
     share = f" ({100 * progress.done_bytes / total:.0f} %)" if total else ""
     words = f"{format_bytes(progress.done_bytes)} of {format_bytes(total)}{share}"
     if progress.rate_bytes_per_second:
         words += f", {format_bytes(progress.rate_bytes_per_second)}/s"
-    if progress.HasField("eta_seconds"):
-        words += f", {format_seconds(progress.eta_seconds)} left"
-    return words
+    left = time_left(progress)
+    words += f", {left} left" if left else ""
+    return words + (f", {limiting(progress)}" if progress.limited_by else "")
+
+
+def time_left(progress: CopyProgress) -> str:
+    """Time to the end as "12 s", "10 s to 2m 05s" or "10 s or more"; empty while unknown."""
+    if not progress.HasField("eta_seconds"):
+        return ""
+    if not progress.HasField("eta_low_seconds"):
+        return format_seconds(progress.eta_seconds)
+    least = format_seconds(progress.eta_low_seconds)
+    if not progress.HasField("eta_high_seconds"):
+        return f"{least} or more"
+    most = format_seconds(progress.eta_high_seconds)
+    return least if least == most else f"{least} to {most}"
+
+
+def limiting(progress: CopyProgress) -> str:
+    """What the copy waits for, as "limited by network"."""
+    if progress.limited_by == "queue":
+        return "waiting for other copies of its host"
+    return f"limited by {progress.limited_by}"
 
 
 def trouble(move: Migration) -> str:

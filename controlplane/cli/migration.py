@@ -20,7 +20,7 @@ from controlplane.cli.output import (
     visible,
 )
 from controlplane.cli.session import Session, new_request_id, pass_session
-from controlplane.cli.units import format_age, format_bytes, format_time
+from controlplane.cli.units import LimitType, format_age, format_bytes, format_time
 from controlplane.common.errors import DroverError
 from controlplane.v1 import migration_service_pb2 as service
 from controlplane.v1.migration_pb2 import Migration, MigrationEvent
@@ -33,7 +33,7 @@ _WAIT = click.option(
 
 @click.group("migration")
 def migration() -> None:
-    """Moves: list, watch, confirm, revert, cancel.
+    """Moves: list, watch, limit, confirm, revert, cancel.
 
     A move is named by its UUID, by the first four or more digits of it, or by its
     instance.
@@ -102,8 +102,7 @@ def _details(move: Migration) -> list[tuple[str, str]]:
         f"digest {r.digest[:16]}..."
         for r in move.receipts
     )
-    progress = move.progress
-    limited = f", limited by {progress.limited_by}" if progress.limited_by else ""
+    limit = move.options.bandwidth_limit_bytes_per_second
     return [
         ("Move", short(move.name)),
         ("Instance", f"{move.instance_display_name} ({short(move.instance)})"),
@@ -111,7 +110,8 @@ def _details(move: Migration) -> list[tuple[str, str]]:
         ("Step", f"{move.step}, attempt {move.attempt}" if move.step else ""),
         ("Route", describe.route(move)),
         ("Flavor", short(move.flavor) if move.flavor else ""),
-        ("Copied", describe.copy_words(move) + limited if progress.total_bytes else ""),
+        ("Copied", describe.copy_words(move) if move.progress.total_bytes else ""),
+        ("Limit", f"{format_bytes(limit)}/s" if limit else ""),
         ("Volumes", receipts),
         ("Downtime", describe.downtime_words(move)),
         ("Trouble", describe.trouble(move)),
@@ -211,6 +211,31 @@ def cancel_migration(session: Session, move: str, wait: bool, output: Format) ->
         service.CancelMigrationRequest(name=found.name, request_id=new_request_id()),
     )
     _finish(session, started, wait, output, Migration.STATE_CANCELLED)
+
+
+@migration.command("limit", short_help="Change how fast a move may copy.")
+@click.argument("move", shell_complete=complete.migrations)
+@click.argument("rate", type=LimitType())
+@output_option
+@pass_session
+def limit_migration(session: Session, move: str, rate: int, output: Format) -> None:
+    """Change how many bytes a second a move may send; at once if it copies already.
+
+    RATE is as in `drover migrate --limit`, such as 100M or 12.5Mi; "none" lifts the
+    limit.
+    """
+    found = find_migration(session, move)
+    changed = session.call(
+        session.migrations.LimitMigration,
+        service.LimitMigrationRequest(
+            name=found.name, bandwidth_limit_bytes_per_second=rate, request_id=new_request_id()
+        ),
+    )
+    if output is not Format.TABLE:
+        print_data(to_plain(changed), output)
+        return
+    how = f"at most {format_bytes(rate)}/s" if rate else "as fast as it can"
+    click.echo(visible(f"The move of {changed.instance_display_name} copies {how}."))
 
 
 @migration.command("retry")

@@ -33,6 +33,18 @@ class RateType(click.ParamType[int]):
         return round(float(match["number"]) * units[match["unit"].upper()])
 
 
+class LimitType(RateType):
+    """A rate, or "none" as 0."""
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Parse; numbers pass through."""
+        if value == "none":
+            return 0
+        return super().convert(value, param, ctx)
+
+
 class SizeType(click.ParamType[int]):
     """Bytes of memory or disk, where G is GiB, as QEMU reads it.
 

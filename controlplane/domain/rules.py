@@ -13,6 +13,7 @@ from controlplane.domain.capacity import root_disk
 from controlplane.domain.model import Flavor, Host, Instance, Migration
 from controlplane.domain.names import flavor_name, host_name, instance_name, migration_name
 from controlplane.domain.states import (
+    BEFORE_COPIED_STATES,
     CANCELLABLE_STATES,
     MOVABLE_POWER_STATES,
     HostState,
@@ -328,6 +329,16 @@ def is_being_cancelled(migration: Migration) -> bool:
         migration.state is MigrationState.CANCELLED
         or (migration.cancel_requested and migration.state in CANCELLABLE_STATES)
     )
+
+
+def check_may_limit(migration: Migration) -> None:
+    """The move has not copied all yet.
+
+    Raises:
+        DroverError: MIGRATION_STATE.
+    """
+    if migration.state not in BEFORE_COPIED_STATES:
+        raise _wrong_state(Reason.MIGRATION_STATE, migration, "limited")
 
 
 def check_may_retry(migration: Migration) -> None:

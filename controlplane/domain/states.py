@@ -179,6 +179,9 @@ CANCELLABLE_STATES = frozenset(
 )
 """The move saga is on its way forward."""
 
+BEFORE_COPIED_STATES = CANCELLABLE_STATES - {MigrationState.FINISHING}
+"""Some of the disks may still have to be copied."""
+
 MOVABLE_POWER_STATES = frozenset({PowerState.RUNNING, PowerState.SHUTOFF})
 
 _VM_STATE_OF_POWER: dict[PowerState, VmState] = {

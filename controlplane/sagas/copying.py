@@ -35,6 +35,7 @@ async def copy(ctx: StepContext) -> Copied | Wait:
     if cut is not None:
         raise Transient(cut)
     if job.state == job_pb2.Job.STATE_RUNNING:
+        await keep_limit(move, job)
         return move.poll
     if job.state != job_pb2.Job.STATE_SUCCEEDED:
         error = DroverError.from_status(job.error)
@@ -43,6 +44,19 @@ async def copy(ctx: StepContext) -> Copied | Wait:
         )
     await ctx.transaction(lambda tx: note_receipts(tx, move.row.id, job))
     return Copied(digests={r.volume_id: r.digest for r in job.receipts})
+
+
+async def keep_limit(move: Move, job: job_pb2.Job) -> None:
+    """Have a running copy heed the limit that the move has now."""
+    wanted = move.row.options.bandwidth_limit_bytes_per_second
+    if job.progress.limit_bytes_per_second == wanted:
+        return
+    await move.on_source(
+        lambda h: h.SetCopyLimit,
+        hostd.SetCopyLimitRequest(
+            fence=move.fence, job_id=move.job_id, limit_bytes_per_second=wanted
+        ),
+    )
 
 
 def note_progress(tx: Connection, row: Migration, job: job_pb2.Job) -> None:

@@ -81,6 +81,7 @@ RULES: Mapping[str, Rule] = {
     f"{_V1}.MigrationService/ConfirmMigration": _changes(Role.MEMBER),
     f"{_V1}.MigrationService/RevertMigration": _changes(Role.MEMBER),
     f"{_V1}.MigrationService/CancelMigration": _changes(Role.OPERATOR),
+    f"{_V1}.MigrationService/LimitMigration": _changes(Role.OPERATOR),
     f"{_V1}.MigrationService/RetryMigration": _changes(Role.ADMIN),
     f"{_V1}.MigrationService/AbandonMigration": _changes(Role.ADMIN),
     f"{_V1}.MigrationService/ListMigrationEvents": _reads(Role.VIEWER),

@@ -42,6 +42,7 @@ class MigrationChanges(TypedDict, total=False):
     saga_id: str
     target_host: str
     placement: migration_pb2.Placement
+    options: migration_pb2.MigrationOptions
     description: domain_pb2.Domain | None
     progress: job_pb2.CopyProgress | None
     receipts: Sequence[job_pb2.VolumeReceipt]

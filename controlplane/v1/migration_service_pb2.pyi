@@ -271,6 +271,36 @@ class CancelMigrationRequest(_message.Message):
 Global___CancelMigrationRequest: _TypeAlias = CancelMigrationRequest  # noqa: Y015
 
 @_typing.final
+class LimitMigrationRequest(_message.Message):
+    """LimitMigrationRequest changes the network limit of a move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_LIMIT_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"migrations/{uuid}". Required."""
+    bandwidth_limit_bytes_per_second: _builtins.int
+    """Most bytes per second on the network from now on; 0 lifts the limit."""
+    request_id: _builtins.str
+    """Makes the call repeatable: a UUID chosen by the caller."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        bandwidth_limit_bytes_per_second: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bandwidth_limit_bytes_per_second", b"bandwidth_limit_bytes_per_second", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LimitMigrationRequest: _TypeAlias = LimitMigrationRequest  # noqa: Y015
+
+@_typing.final
 class RetryMigrationRequest(_message.Message):
     """RetryMigrationRequest names a stuck move."""
 

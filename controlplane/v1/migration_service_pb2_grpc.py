@@ -71,6 +71,11 @@ class MigrationServiceStub:
                 request_serializer=controlplane_dot_v1_dot_migration__service__pb2.CancelMigrationRequest.SerializeToString,
                 response_deserializer=controlplane_dot_v1_dot_migration__pb2.Migration.FromString,
                 _registered_method=True)
+        self.LimitMigration = channel.unary_unary(
+                '/controlplane.v1.MigrationService/LimitMigration',
+                request_serializer=controlplane_dot_v1_dot_migration__service__pb2.LimitMigrationRequest.SerializeToString,
+                response_deserializer=controlplane_dot_v1_dot_migration__pb2.Migration.FromString,
+                _registered_method=True)
         self.RetryMigration = channel.unary_unary(
                 '/controlplane.v1.MigrationService/RetryMigration',
                 request_serializer=controlplane_dot_v1_dot_migration__service__pb2.RetryMigrationRequest.SerializeToString,
@@ -155,6 +160,14 @@ class MigrationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LimitMigration(self, request, context):
+        """LimitMigration changes how fast a move may copy, at once if it copies
+        already. Refused once all is copied. Role: operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RetryMigration(self, request, context):
         """RetryMigration has a stuck move try its last step again. Role: admin.
         """
@@ -221,6 +234,11 @@ def add_MigrationServiceServicer_to_server(servicer, server):
             'CancelMigration': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelMigration,
                     request_deserializer=controlplane_dot_v1_dot_migration__service__pb2.CancelMigrationRequest.FromString,
+                    response_serializer=controlplane_dot_v1_dot_migration__pb2.Migration.SerializeToString,
+            ),
+            'LimitMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.LimitMigration,
+                    request_deserializer=controlplane_dot_v1_dot_migration__service__pb2.LimitMigrationRequest.FromString,
                     response_serializer=controlplane_dot_v1_dot_migration__pb2.Migration.SerializeToString,
             ),
             'RetryMigration': grpc.unary_unary_rpc_method_handler(
@@ -433,6 +451,33 @@ class MigrationService:
             target,
             '/controlplane.v1.MigrationService/CancelMigration',
             controlplane_dot_v1_dot_migration__service__pb2.CancelMigrationRequest.SerializeToString,
+            controlplane_dot_v1_dot_migration__pb2.Migration.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LimitMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/controlplane.v1.MigrationService/LimitMigration',
+            controlplane_dot_v1_dot_migration__service__pb2.LimitMigrationRequest.SerializeToString,
             controlplane_dot_v1_dot_migration__pb2.Migration.FromString,
             options,
             channel_credentials,

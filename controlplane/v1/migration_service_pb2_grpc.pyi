@@ -62,6 +62,10 @@ class MigrationServiceStub:
     """CancelMigration ends a move that has not finished; the guest comes back on
     its source. Role: operator.
     """
+    LimitMigration: _grpc.UnaryUnaryMultiCallable[_migration_service_pb2.LimitMigrationRequest, _migration_pb2.Migration]
+    """LimitMigration changes how fast a move may copy, at once if it copies
+    already. Refused once all is copied. Role: operator.
+    """
     RetryMigration: _grpc.UnaryUnaryMultiCallable[_migration_service_pb2.RetryMigrationRequest, _migration_pb2.Migration]
     """RetryMigration has a stuck move try its last step again. Role: admin."""
     AbandonMigration: _grpc.UnaryUnaryMultiCallable[_migration_service_pb2.AbandonMigrationRequest, _migration_pb2.Migration]
@@ -107,6 +111,10 @@ class MigrationServiceAsyncStub(MigrationServiceStub):
     CancelMigration: _aio.UnaryUnaryMultiCallable[_migration_service_pb2.CancelMigrationRequest, _migration_pb2.Migration]  # type: ignore[assignment]
     """CancelMigration ends a move that has not finished; the guest comes back on
     its source. Role: operator.
+    """
+    LimitMigration: _aio.UnaryUnaryMultiCallable[_migration_service_pb2.LimitMigrationRequest, _migration_pb2.Migration]  # type: ignore[assignment]
+    """LimitMigration changes how fast a move may copy, at once if it copies
+    already. Refused once all is copied. Role: operator.
     """
     RetryMigration: _aio.UnaryUnaryMultiCallable[_migration_service_pb2.RetryMigrationRequest, _migration_pb2.Migration]  # type: ignore[assignment]
     """RetryMigration has a stuck move try its last step again. Role: admin."""
@@ -192,6 +200,16 @@ class MigrationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_migration_pb2.Migration, _abc.Awaitable[_migration_pb2.Migration]]:
         """CancelMigration ends a move that has not finished; the guest comes back on
         its source. Role: operator.
+        """
+
+    @_abc_1.abstractmethod
+    def LimitMigration(
+        self,
+        request: _migration_service_pb2.LimitMigrationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_migration_pb2.Migration, _abc.Awaitable[_migration_pb2.Migration]]:
+        """LimitMigration changes how fast a move may copy, at once if it copies
+        already. Refused once all is copied. Role: operator.
         """
 
     @_abc_1.abstractmethod

@@ -214,6 +214,12 @@ impl Feed {
         }
     }
 
+    /// Whether there is nothing to hand out at the moment.
+    pub fn is_idle(&self, volumes: &[Volume]) -> bool {
+        let queue = lock(&self.queue);
+        queue.paused || queue.lost.is_empty() && queue.volume >= volumes.len()
+    }
+
     /// Lets the readers begin, at the first volume.
     pub fn start(&self) {
         let mut queue = lock(&self.queue);

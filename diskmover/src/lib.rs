@@ -9,10 +9,16 @@
 //! Threads block and queues are bounded; the buffer pool of each side is the
 //! only flow control. docs/wire-protocol.md tells what goes over the wire.
 
+#[cfg(test)]
+extern crate self as diskmover;
+
 pub mod answers;
+#[cfg(test)]
+mod attribution;
 pub mod audit;
 pub mod base;
 pub mod beneath;
+pub mod bottleneck;
 pub mod codec;
 pub mod device;
 pub mod digest;
@@ -40,6 +46,7 @@ pub mod plan;
 pub mod pool;
 #[cfg(test)]
 mod power;
+pub mod priority;
 pub mod progress;
 pub mod publish;
 pub mod push;
@@ -49,6 +56,8 @@ pub mod receipt;
 pub mod seedlist;
 pub mod seeds;
 pub mod session;
+#[cfg(test)]
+mod slow;
 pub mod source;
 pub mod stages;
 pub mod store;
@@ -57,3 +66,13 @@ pub mod target;
 pub mod throttle;
 pub mod tls;
 pub mod uplink;
+
+// What the tests over the wire use serves those that need a seam in here too.
+#[cfg(test)]
+#[path = "../tests/wire/pki.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod pki;
+#[cfg(test)]
+#[path = "../tests/wire/rig.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod rig;

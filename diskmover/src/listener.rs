@@ -19,6 +19,7 @@ use crate::link::{self, Link};
 use crate::messages::{self, Hello, Keys, VERSION};
 use crate::offer::Offer;
 use crate::pool::lock;
+use crate::priority::IoPriority;
 use crate::progress::Progress;
 use crate::session::{MAX_VOLUMES, OPEN_TO_ALL, Opening, Phase, Session};
 use crate::tls::TlsFiles;
@@ -35,6 +36,8 @@ pub struct Limits {
     pub connections: usize,
     /// Memory for chunks of each session.
     pub buffer_bytes: u64,
+    /// How much its writes count beside others'.
+    pub io_priority: IoPriority,
     /// Time for the TLS handshake and HELLO together.
     pub hello: Duration,
     /// Silence after which a connection is dropped.
@@ -387,6 +390,8 @@ impl Shared {
 }
 
 fn accept(shared: &Arc<Shared>, listener: &TcpListener, wake: &OwnedFd) {
+    // The threads of all sessions descend from this one.
+    shared.limits.io_priority.apply();
     while !shared.stop.load(Ordering::Relaxed) {
         let mut fds = [
             PollFd::new(listener, PollFlags::IN),

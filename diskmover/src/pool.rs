@@ -22,6 +22,7 @@ struct Shelf {
 
 /// A fixed number of chunk buffers, made when first needed.
 pub struct Pool {
+    chunks: usize,
     shelf: Mutex<Shelf>,
     returned: Condvar,
 }
@@ -37,12 +38,18 @@ impl Pool {
     pub fn new(bytes: u64) -> Arc<Pool> {
         let count = (bytes / CHUNK).max(4) as usize;
         Arc::new(Pool {
+            chunks: count,
             shelf: Mutex::new(Shelf {
                 free: Vec::new(),
                 unmade: count,
             }),
             returned: Condvar::new(),
         })
+    }
+
+    /// How many buffers there can be.
+    pub fn chunks(&self) -> usize {
+        self.chunks
     }
 
     /// A buffer, waiting for one at most `timeout`.

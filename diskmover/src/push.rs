@@ -19,6 +19,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rustls::ClientConfig;
 
 use crate::base::Mask;
+use crate::bottleneck::{self, Bottleneck, Stage};
 use crate::digest::{Bitmap, Hash};
 use crate::effort::{Compression, Effort};
 use crate::error::{Code, MoverError, Result};
@@ -31,7 +32,8 @@ use crate::local;
 use crate::messages::{self, Keys, Receipt};
 use crate::origin::Origin;
 use crate::pool::{Buffer, Pool, lock};
-use crate::progress::{self, Meter, Progress};
+use crate::priority::IoPriority;
+use crate::progress::{Eta, Meter, Progress};
 use crate::session::{MAX_VOLUMES, TICK};
 use crate::stages;
 use crate::throttle::Throttle;
@@ -72,6 +74,8 @@ pub struct Job {
     pub trust_holes: bool,
     /// Memory for chunks.
     pub buffer_bytes: u64,
+    /// How much its reads count beside others'.
+    pub io_priority: IoPriority,
     /// How long to try when no connection stands.
     pub reconnect: Duration,
 }
@@ -150,17 +154,15 @@ pub struct Shared {
     pub last_link: Mutex<(Instant, bool)>,
     /// Bytes of frames sent.
     pub wire: AtomicU64,
-    /// The receiver said that its disk is the bottleneck.
+    /// The receiver said last that it does not keep up.
     pub target_slow: AtomicBool,
-    /// The limit held something up.
-    pub throttled: AtomicBool,
     /// How hard to compress now.
     pub effort: Effort,
     growth: Mutex<Growth>,
     passes: AtomicU64,
     resumed: AtomicU64,
     meter: Meter,
-    limited_by: Mutex<&'static str>,
+    bottleneck: Bottleneck,
     stop: AtomicBool,
     outcome: Mutex<Option<Result<Vec<Receipt>>>>,
     ended: Condvar,
@@ -212,13 +214,12 @@ impl Push {
             last_link: Mutex::new((Instant::now(), false)),
             wire: AtomicU64::new(0),
             target_slow: AtomicBool::new(false),
-            throttled: AtomicBool::new(false),
             effort: Effort::new(job.compression),
             growth: Mutex::new(Growth::new(job.connections, job.most_connections)),
             passes: AtomicU64::new(0),
             resumed: AtomicU64::new(0),
             meter: Meter::default(),
-            limited_by: Mutex::new(""),
+            bottleneck: Bottleneck::default(),
             stop: AtomicBool::new(false),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
@@ -333,10 +334,9 @@ impl Shared {
 
     fn progress(&self) -> Progress {
         let (done, total) = (self.done(), self.volumes.iter().map(Volume::size).sum());
-        let rate = if self.stopping() {
-            0
-        } else {
-            self.meter.rate()
+        let (rate, eta) = match self.stopping() {
+            true => (0, Eta::default()),
+            false => (self.meter.rate(), self.meter.eta(total - done.min(total))),
         };
         Progress {
             done,
@@ -344,8 +344,8 @@ impl Shared {
             resumed: self.resumed.load(Ordering::Relaxed),
             wire: self.wire.load(Ordering::Relaxed),
             rate,
-            eta: progress::eta(done, total, rate),
-            limited_by: *lock(&self.limited_by),
+            eta,
+            limited_by: self.bottleneck.name(),
             connections: lock(&self.links).len() as u64,
         }
     }
@@ -450,30 +450,35 @@ impl Shared {
         let links = lock(&self.links).clone();
         let trips = links.iter().map(|link| link.send_times().round_trip);
         let trip = trips.min().unwrap_or_default();
-        let full = *lock(&self.limited_by) == "network";
+        let full = self.bottleneck.name() == Stage::Network.name();
         let sent = self.wire.load(Ordering::Relaxed);
         lock(&self.growth).look(Instant::now(), sent, full, trip)
     }
 
     fn find_bottleneck(&self) {
-        let full = |len: usize| len >= QUEUE * 3 / 4;
-        let throttled = self.throttled.swap(false, Ordering::Relaxed);
-        let slow = self.target_slow.swap(false, Ordering::Relaxed);
-        *lock(&self.limited_by) = if throttled {
-            "throttle"
-        } else if slow {
-            "target-write"
-        } else if full(self.parcels.1.len()) {
-            "network"
-        } else if full(self.work.1.len()) {
-            "compress"
+        let piles_up = |waiting| bottleneck::piles_up(waiting, QUEUE, &self.pool);
+        let finishing = *lock(&self.finish) != Finish::NotYet;
+        self.bottleneck.vote(if finishing {
+            Stage::TargetWrite
+        } else if self.throttle.holds() {
+            Stage::Throttle
+        } else if piles_up(self.parcels.1.len()) {
+            match self.target_slow.load(Ordering::Relaxed) {
+                true => Stage::TargetWrite,
+                false => Stage::Network,
+            }
+        } else if piles_up(self.work.1.len()) {
+            Stage::Compress
+        } else if self.opened.load(Ordering::Acquire) && !self.feed.is_idle(&self.volumes) {
+            Stage::SourceRead
         } else {
-            "source-read"
-        };
+            return;
+        });
     }
 }
 
 fn coordinate(shared: &Arc<Shared>) {
+    shared.job.io_priority.apply();
     std::thread::scope(|scope| {
         let connect = |index| {
             shared.uplinks.fetch_add(1, Ordering::Release);
@@ -589,6 +594,7 @@ mod tests {
             compression: Compression::Off,
             trust_holes: true,
             buffer_bytes: 0,
+            io_priority: IoPriority::Normal,
             reconnect: Duration::from_secs(600),
         })
         .unwrap();

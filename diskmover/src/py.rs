@@ -23,6 +23,7 @@ use crate::messages;
 use crate::nbd::address::{Address, ExportSpec};
 use crate::offer::Offer;
 use crate::origin::Origin;
+use crate::priority::IoPriority;
 use crate::progress;
 use crate::publish;
 use crate::push;
@@ -45,7 +46,8 @@ type Incoming = (
 );
 type Nbd = (String, String, Option<String>);
 type Outgoing = (String, Option<PathBuf>, Option<Nbd>, Option<u64>);
-type Progress = (u64, u64, u64, u64, u64, Option<f64>, &'static str, u64);
+type Eta = (Option<f64>, Option<f64>, Option<f64>);
+type Progress = (u64, u64, u64, u64, u64, Eta, &'static str, u64);
 type Receipt = (String, u64, u64, u64, u64, u64, String, &'static str);
 type Status = (&'static str, Progress, Vec<Receipt>, Option<Py<PyAny>>);
 
@@ -109,6 +111,11 @@ fn compression(wanted: Option<Wanted>) -> Result<Compression> {
     }
 }
 
+fn io_priority(name: &str) -> Result<IoPriority> {
+    let text = format!("{name:?} is no I/O priority: \"normal\", \"low\" or \"idle\"");
+    IoPriority::named(name).ok_or_else(|| MoverError::new(Code::InvalidArgument, text))
+}
+
 fn trust(paranoid: bool) -> Trust {
     match paranoid {
         true => Trust::Paranoid,
@@ -151,7 +158,7 @@ fn progress_tuple(p: progress::Progress) -> Progress {
         p.resumed,
         p.wire,
         p.rate,
-        p.eta,
+        (p.eta.expected, p.eta.low, p.eta.high),
         p.limited_by,
         p.connections,
     )
@@ -178,6 +185,7 @@ struct Receiver {
 #[pymethods]
 impl Receiver {
     #[new]
+    #[allow(clippy::too_many_arguments)]
     fn new(
         py: Python<'_>,
         listen: &str,
@@ -186,12 +194,14 @@ impl Receiver {
         max_connections: usize,
         buffer_bytes: u64,
         idle_timeout_seconds: f64,
+        io_priority: &str,
     ) -> PyResult<Self> {
         let inner = detached(py, || {
             let limits = Limits {
                 sessions: max_sessions,
                 connections: max_connections,
                 buffer_bytes,
+                io_priority: self::io_priority(io_priority)?,
                 hello: HELLO_TIMEOUT,
                 idle: seconds(idle_timeout_seconds)?,
             };
@@ -308,6 +318,7 @@ impl Push {
         trust_holes: bool,
         buffer_bytes: u64,
         reconnect_timeout_seconds: f64,
+        io_priority: &str,
     ) -> PyResult<Self> {
         let key = secret(key).map_err(|e| raise(py, &e))?;
         let compression = self::compression(compression);
@@ -330,6 +341,7 @@ impl Push {
                 compression: compression?,
                 trust_holes,
                 buffer_bytes,
+                io_priority: self::io_priority(io_priority)?,
                 reconnect: seconds(reconnect_timeout_seconds)?,
             })
         })?;

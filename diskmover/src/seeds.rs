@@ -25,6 +25,9 @@ use crate::sys::{self, ALIGN, AlignedBuf};
 /// Most blocks that are looked up (128 GiB of seeds): bounds the memory.
 const MAX_BLOCKS: usize = 2 << 20;
 
+/// Smaller seeds are read again sooner than a list of theirs is missed.
+const LISTED_FROM: u64 = 64 << 20;
+
 /// A file whose content may be reused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SeedSpec {
@@ -66,7 +69,9 @@ impl Seeds {
                 Some(hashes) => hashes,
                 None => match hash_all(list.source(), go_on)? {
                     Some(hashes) => {
-                        list.keep(&hashes);
+                        if list.source().identity().size >= LISTED_FROM {
+                            list.keep(&hashes);
+                        }
                         hashes
                     }
                     None => continue,

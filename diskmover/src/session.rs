@@ -18,6 +18,7 @@ use crossbeam_channel::{Receiver, SendTimeoutError, Sender, bounded};
 
 use crate::answers::Answers;
 use crate::base::{self, Mask};
+use crate::bottleneck::piles_up;
 use crate::codec::Decoder;
 use crate::digest::{self, BLOCK, Bitmap, Hash};
 use crate::dirt::Dirt;
@@ -28,7 +29,7 @@ use crate::keeper::{self, Order};
 use crate::link::Link;
 use crate::messages::{self, Keys, Receipt};
 use crate::pool::{Buffer, Pool, lock};
-use crate::progress::{self, Meter, Progress};
+use crate::progress::{Eta, Meter, Progress};
 use crate::sys::AlignedBuf;
 use crate::target::{Taken, Target, TargetSpec};
 
@@ -356,7 +357,10 @@ impl Session {
             resumed: self.resumed.load(Ordering::Relaxed),
             wire: self.wire.load(Ordering::Relaxed),
             rate,
-            eta: progress::eta(done, total, rate),
+            eta: match receiving {
+                true => self.meter.eta(total.saturating_sub(done)),
+                false => Eta::default(),
+            },
             limited_by: "",
             connections: lock(&self.state).links.len() as u64,
         }
@@ -633,7 +637,7 @@ impl Session {
                 payload = mask.to_le_bytes();
                 answer.kind = Kind::Want;
                 answer.payload_len = payload.len() as u32;
-            } else if self.jobs.1.len() >= QUEUE * 3 / 4 {
+            } else if piles_up(self.jobs.1.len(), QUEUE, &self.pool) {
                 answer.codec = frame::ACK_TARGET_SLOW;
             }
             answers.add(&link, &answer, &payload[..answer.payload_len as usize]);

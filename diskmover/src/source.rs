@@ -209,6 +209,8 @@ impl Source for FileSource {
     }
 
     fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<Bitmap> {
+        #[cfg(test)]
+        std::thread::sleep(crate::slow::delay(&self.file));
         let base = chunk * digest::CHUNK;
         let len = digest::chunk_len(self.size, chunk);
         let mut read = [0; 32];

@@ -1,8 +1,8 @@
 //! A file that a copy writes: a part, a block device, or a journal.
 //!
 //! All writes, zeroing and syncing of a receiver's own files go through here.
-//! That is the one seam where tests cut the power (power.rs); it does not exist
-//! in other builds.
+//! That is the one seam where tests cut the power (power.rs) or slow a disk down
+//! (slow.rs); it does not exist in other builds.
 
 use std::fs::File;
 use std::io;
@@ -15,6 +15,8 @@ pub struct Store {
     file: File,
     #[cfg(test)]
     power: Option<crate::power::Supply>,
+    #[cfg(test)]
+    slow: std::time::Duration,
 }
 
 impl Store {
@@ -23,6 +25,8 @@ impl Store {
         Store {
             #[cfg(test)]
             power: crate::power::supply(&file),
+            #[cfg(test)]
+            slow: crate::slow::delay(&file),
             file,
         }
     }
@@ -38,6 +42,8 @@ impl Store {
         if let Some(power) = &self.power {
             power.before_write(&self.file, offset, data.len() as u64)?;
         }
+        #[cfg(test)]
+        std::thread::sleep(self.slow);
         self.file.write_all_at(data, offset)
     }
 

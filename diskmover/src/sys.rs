@@ -1,4 +1,5 @@
-//! The only unsafe code: aligned memory, open-file-description locks, TCP_INFO.
+//! The only unsafe code: aligned memory, open-file-description locks, TCP_INFO,
+//! shared blocks and I/O priorities.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -193,6 +194,38 @@ pub fn share(
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Class of I/O priority: best effort, with levels 0 to 7.
+pub const IO_BEST_EFFORT: u16 = 2;
+/// Class of I/O priority: only when nobody else wants the disk.
+pub const IO_IDLE: u16 = 3;
+const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+const IOPRIO_CLASS_SHIFT: u16 = 13;
+
+/// Sets class and level of the I/O priority of this thread.
+pub fn set_io_priority(class: u16, level: u16) -> io::Result<()> {
+    let value = libc::c_long::from(class << IOPRIO_CLASS_SHIFT | level);
+    // SAFETY: the call takes three numbers; thread 0 is the calling one.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Class and level of the I/O priority of this thread.
+#[cfg(test)]
+pub fn io_priority() -> io::Result<(u16, u16)> {
+    // SAFETY: the call takes two numbers; thread 0 is the calling one.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_get, IOPRIO_WHO_PROCESS, 0) };
+    match u16::try_from(result) {
+        Ok(value) => Ok((
+            value >> IOPRIO_CLASS_SHIFT,
+            value & ((1 << IOPRIO_CLASS_SHIFT) - 1),
+        )),
+        Err(_) => Err(io::Error::last_os_error()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! A rate limit that can change while it is waited for.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ struct Bucket {
 pub struct Throttle {
     bucket: Mutex<Bucket>,
     changed: Condvar,
+    held: AtomicUsize,
 }
 
 impl Throttle {
@@ -32,6 +34,7 @@ impl Throttle {
         Throttle {
             bucket: Mutex::new(bucket),
             changed: Condvar::new(),
+            held: AtomicUsize::new(0),
         }
     }
 
@@ -43,6 +46,11 @@ impl Throttle {
             filled: Instant::now(),
         };
         self.changed.notify_all();
+    }
+
+    /// Whether it holds somebody up just now.
+    pub fn holds(&self) -> bool {
+        self.held.load(Ordering::Relaxed) > 0
     }
 
     /// Waits up to `patience` to send so many bytes; true when they may go.
@@ -66,11 +74,13 @@ impl Throttle {
                 return false;
             }
             let wait = Duration::from_secs_f64(needed.min(left).max(0.001));
+            self.held.fetch_add(1, Ordering::Relaxed);
             bucket = self
                 .changed
                 .wait_timeout(bucket, wait)
                 .unwrap_or_else(PoisonError::into_inner)
                 .0;
+            self.held.fetch_sub(1, Ordering::Relaxed);
         }
     }
 }
@@ -94,8 +104,12 @@ mod tests {
         assert!(throttle.admit(1 << 40, Duration::ZERO));
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| throttle.admit(1, Duration::from_secs(60)));
+            while !throttle.holds() {
+                std::thread::yield_now();
+            }
             throttle.set(Some(1 << 30));
             assert!(waiter.join().unwrap());
+            assert!(!throttle.holds());
         });
     }
 }

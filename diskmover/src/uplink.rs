@@ -344,7 +344,6 @@ fn send(
         lock(in_flight).insert((header.volume, header.offset), header.clone());
         let bytes = HEADER + header.payload_len as usize;
         while !shared.throttle.admit(bytes as u64, TICK) {
-            shared.throttled.store(true, Ordering::Relaxed);
             if shared.stopping() || dead.load(Ordering::Relaxed) {
                 return Err(End::Broken);
             }
@@ -407,9 +406,8 @@ fn hear(shared: &Shared, link: &Link, in_flight: &InFlight) -> std::result::Resu
                 let Some(sent) = known.filter(|sent| sent.logical_len == header.logical_len) else {
                     return Err(End::Fatal(unexpected(&link.peer, &header)));
                 };
-                if header.codec & ACK_TARGET_SLOW != 0 {
-                    shared.target_slow.store(true, Ordering::Relaxed);
-                }
+                let slow = header.codec & ACK_TARGET_SLOW != 0;
+                shared.target_slow.store(slow, Ordering::Relaxed);
                 let volume = &shared.volumes[index];
                 match sent.kind {
                     Kind::Zero => volume.acknowledge_zeros(&sent)?,

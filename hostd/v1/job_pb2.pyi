@@ -137,6 +137,9 @@ class CopyProgress(_message.Message):
     RATE_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     ETA_SECONDS_FIELD_NUMBER: _builtins.int
     LIMITED_BY_FIELD_NUMBER: _builtins.int
+    ETA_LOW_SECONDS_FIELD_NUMBER: _builtins.int
+    ETA_HIGH_SECONDS_FIELD_NUMBER: _builtins.int
+    LIMIT_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
     done_bytes: _builtins.int
     """Bytes of the volumes placed on the target or skipped as zero."""
     total_bytes: _builtins.int
@@ -148,9 +151,21 @@ class CopyProgress(_message.Message):
     eta_seconds: _builtins.float
     """Expected time to the end in seconds; absent while unknown."""
     limited_by: _builtins.str
-    """The stage that limits the rate: "source-read", "compress", "network",
-    "target-write", "throttle"; empty while unknown.
+    """What limits the rate: "source-read", "compress" (scanning and hashing too),
+    "network", "target-write" (all that the target does), "throttle" (the limit
+    that was set), or "queue" while the source sends as many other copies as it
+    may; empty while unknown.
     """
+    eta_low_seconds: _builtins.float
+    """Time to the end in seconds if all goes on as in the fastest of the last
+    seconds; absent while unknown.
+    """
+    eta_high_seconds: _builtins.float
+    """Time to the end in seconds if all goes on as in the slowest of the last
+    seconds; absent while unknown, and while nothing moved in one of them.
+    """
+    limit_bytes_per_second: _builtins.int
+    """Most bytes per second on the network that it may send now; 0 for no limit."""
     def __init__(
         self,
         *,
@@ -160,13 +175,25 @@ class CopyProgress(_message.Message):
         rate_bytes_per_second: _builtins.int = ...,
         eta_seconds: _builtins.float | None = ...,
         limited_by: _builtins.str = ...,
+        eta_low_seconds: _builtins.float | None = ...,
+        eta_high_seconds: _builtins.float | None = ...,
+        limit_bytes_per_second: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds", "eta_seconds", b"eta_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_high_seconds", b"_eta_high_seconds", "_eta_low_seconds", b"_eta_low_seconds", "_eta_seconds", b"_eta_seconds", "eta_high_seconds", b"eta_high_seconds", "eta_low_seconds", b"eta_low_seconds", "eta_seconds", b"eta_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds", "done_bytes", b"done_bytes", "eta_seconds", b"eta_seconds", "limited_by", b"limited_by", "rate_bytes_per_second", b"rate_bytes_per_second", "total_bytes", b"total_bytes", "wire_bytes", b"wire_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_high_seconds", b"_eta_high_seconds", "_eta_low_seconds", b"_eta_low_seconds", "_eta_seconds", b"_eta_seconds", "done_bytes", b"done_bytes", "eta_high_seconds", b"eta_high_seconds", "eta_low_seconds", b"eta_low_seconds", "eta_seconds", b"eta_seconds", "limit_bytes_per_second", b"limit_bytes_per_second", "limited_by", b"limited_by", "rate_bytes_per_second", b"rate_bytes_per_second", "total_bytes", b"total_bytes", "wire_bytes", b"wire_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__eta_high_seconds: _TypeAlias = _typing.Literal["eta_high_seconds"]  # noqa: Y015
+    _WhichOneofArgType__eta_high_seconds: _TypeAlias = _typing.Literal["_eta_high_seconds", b"_eta_high_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__eta_low_seconds: _TypeAlias = _typing.Literal["eta_low_seconds"]  # noqa: Y015
+    _WhichOneofArgType__eta_low_seconds: _TypeAlias = _typing.Literal["_eta_low_seconds", b"_eta_low_seconds"]  # noqa: Y015
     _WhichOneofReturnType__eta_seconds: _TypeAlias = _typing.Literal["eta_seconds"]  # noqa: Y015
     _WhichOneofArgType__eta_seconds: _TypeAlias = _typing.Literal["_eta_seconds", b"_eta_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_high_seconds) -> _WhichOneofReturnType__eta_high_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_low_seconds) -> _WhichOneofReturnType__eta_low_seconds | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eta_seconds) -> _WhichOneofReturnType__eta_seconds | None: ...
 
 Global___CopyProgress: _TypeAlias = CopyProgress  # noqa: Y015

@@ -116,6 +116,7 @@ class MovingHost(SimulatedHost):
         uuid = request.fence.domain_uuid
         job = job_pb2.Job(job_id=request.job_id, state=job_pb2.Job.STATE_RUNNING)
         job.create_time.GetCurrentTime()
+        job.progress.limit_bytes_per_second = request.limit_bytes_per_second
         job.progress.total_bytes = sum(v.size_bytes for v in self.parked[uuid].volumes)
         self.jobs[request.job_id] = job
         self.network.sent[uuid] = domain_pb2.Domain()
@@ -144,7 +145,10 @@ class MovingHost(SimulatedHost):
         yield await self.GetJob(request, context)
 
     async def SetCopyLimit(self, request: Any, context: Any) -> Any:  # noqa: N802
-        return await self.GetJob(request, context)
+        await self._answer("SetCopyLimit")
+        job = self.jobs[request.job_id]
+        job.progress.limit_bytes_per_second = request.limit_bytes_per_second
+        return job
 
     async def CancelJob(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._answer("CancelJob")

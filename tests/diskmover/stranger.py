@@ -135,11 +135,17 @@ def take_text(raw: bytes) -> tuple[str, bytes]:
 
 
 class Wire:
-    """Frames over one TLS connection."""
+    """Frames over one TLS connection.
+
+    Attributes:
+        heard: What has arrived.
+        captured: The same as bytes, as a capture inside of TLS has them.
+    """
 
     def __init__(self, tls: ssl.SSLSocket) -> None:
         self._tls = tls
         self.heard: list[Frame] = []
+        self.captured = bytearray()
 
     def send(self, frame: Frame) -> None:
         """Send one frame."""
@@ -181,6 +187,7 @@ class Wire:
             if not part:
                 return None
             parts.append(part)
+            self.captured += part
             count -= len(part)
         return b"".join(parts)
 

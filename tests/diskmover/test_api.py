@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from diskmover import (
     TlsFiles,
     _core,
 )
+from diskmover.model import IoPriority
 from tests.diskmover import tool
 from tests.diskmover.conftest import Certs
 
@@ -47,6 +49,46 @@ def test_every_code_is_explained() -> None:
 def test_everything_exported_exists_and_is_documented() -> None:
     for name in diskmover.__all__:
         assert getattr(diskmover, name).__doc__, name
+
+
+@pytest.mark.parametrize(("priority", "shown"), [("low", "best-effort: prio 7"), ("idle", "idle")])
+def test_a_copy_has_the_io_priority_that_was_asked_for(
+    priority: IoPriority, shown: str, certs: Certs, tmp_path: Path
+) -> None:
+    source = tool.noise(tmp_path / "source", 3 << 20)
+    before = _io_priorities()
+    with Receiver("127.0.0.1:0", _tls(certs, "b"), io_priority=priority) as receiver:
+        volume = IncomingVolume("vda", tmp_path, "target", source.stat().st_size)
+        receiver.open_session("s", KEY, sender="diskmover://a", volumes=[volume], tag="t")
+        receiving = _io_priorities() - before
+        push = Push(
+            to=receiver.address,
+            receiver="diskmover://b",
+            tls=_tls(certs, "a"),
+            session_id="s",
+            key=KEY,
+            tag="t",
+            volumes=[OutgoingVolume("vda", source)],
+            limit_bytes_per_second=1 << 20,
+            io_priority=priority,
+        )
+        while push.progress().done_bytes == 0:
+            assert push.wait(0.01) is None
+        copying = _io_priorities() - before
+        push.cancel()
+    assert {of for _, of in receiving} == {of for _, of in copying} == {shown}
+    # Both ends read and write with several threads.
+    assert len(copying) >= len(receiving) + 2 + 2 + 1
+
+
+def _io_priorities() -> set[tuple[str, str]]:
+    """Threads of this process that are there now, each with its I/O priority."""
+    threads = os.listdir("/proc/self/task")
+    told = [
+        (thread, subprocess.run(["ionice", "-p", thread], capture_output=True, text=True).stdout)
+        for thread in threads
+    ]
+    return {(thread, line.strip()) for thread, line in told if line}
 
 
 def test_a_session_from_opening_to_receipt(certs: Certs, tmp_path: Path) -> None:

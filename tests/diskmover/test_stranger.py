@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import ssl
+import subprocess
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +17,7 @@ import pytest
 from tests.diskmover import stranger, tool
 from tests.diskmover.conftest import Certs
 from tests.diskmover.test_content import DISKS
-from tests.diskmover.tool import Serve
+from tests.diskmover.tool import Ended, Serve
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -31,31 +36,86 @@ def test_a_stranger_sends_to_serve(
     assert receipt["data_bytes"] == stranger.data_bytes_of(source)
 
 
-@pytest.mark.parametrize("name", ["empty", "odd-size", "text", "noise", "starts-with-hole"])
-def test_push_sends_to_a_stranger(name: str, certs: Certs, tmp_path: Path) -> None:
-    source = tmp_path / name
-    DISKS[name](source)
+def sent_to_a_stranger(
+    source: Path, certs: Certs, *options: str
+) -> tuple[Ended, stranger.Arrived, bytes]:
+    """Push to a stranger's receiver: how it ended, what arrived, and what it was sent."""
     tls = stranger.context(True, *certs.paths("b"), certs.ca)
-    arrived: list[stranger.Arrived] = []
+    arrived: list[tuple[stranger.Arrived, bytes]] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def receive() -> None:
             raw, _ = listener.accept()
             raw.settimeout(60)
             wire = stranger.Wire(tls.wrap_socket(raw, server_side=True))
-            arrived.append(stranger.serve_one(wire))
+            volume = stranger.serve_one(wire)
             assert wire.receive() is None
+            arrived.append((volume, bytes(wire.captured)))
             wire.close()
 
         thread = threading.Thread(target=receive)
         thread.start()
         address = "{}:{}".format(*listener.getsockname())
-        pushed = tool.run(
-            "push", source, "--to", address, "--connections", "1", "--json", *certs.options("a")
-        )
+        base: list[str | Path] = ["push", source, "--to", address, "--connections", "1", "--json"]
+        pushed = tool.run(*base, *options, *certs.options("a"))
         thread.join(60)
+    return pushed, *arrived[0]
+
+
+@pytest.mark.parametrize("name", ["empty", "odd-size", "text", "noise", "starts-with-hole"])
+def test_push_sends_to_a_stranger(name: str, certs: Certs, tmp_path: Path) -> None:
+    source = tmp_path / name
+    DISKS[name](source)
+    pushed, arrived, _ = sent_to_a_stranger(source, certs)
     assert pushed.receipt["digest"] == stranger.digest_of(source)
-    assert arrived[0].content == source.read_bytes()
+    assert arrived.content == source.read_bytes()
+
+
+# --- receipts, recomputed by a script that shares nothing with anybody -----------
+
+
+def receipt_py(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).parents[2] / "docs" / "receipt.py"
+    command = [sys.executable, script, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("options", [["--level", "3"], ["--no-compress"]], ids=["zstd", "raw"])
+@pytest.mark.parametrize("name", ["empty", "odd-size", "text", "starts-with-hole"])
+def test_a_receipt_is_recomputed_from_a_captured_stream(
+    name: str, options: list[str], certs: Certs, tmp_path: Path
+) -> None:
+    source, capture, decoded = tmp_path / name, tmp_path / "capture", tmp_path / "decoded"
+    DISKS[name](source)
+    pushed, _, captured = sent_to_a_stranger(source, certs, *options)
+    capture.write_bytes(captured)
+    told = receipt_py("--stream", capture, "--write", decoded)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout == receipt_py(source).stdout
+    assert tool.same(source, decoded)
+    recomputed = json.loads(told.stdout)
+    assert recomputed == {field: pushed.receipt[field] for field in recomputed}
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda stream: stream[:-1], "it ends within a frame"),
+        (lambda stream: stream[: len(stream) // 2], "was not sent|within a frame"),
+        (lambda stream: stream[:60] + b"?" + stream[61:], "a header is damaged"),
+        (lambda stream: stream.replace(b"tail", b"Tail"), "does not match its authenticator"),
+    ],
+)
+def test_a_damaged_capture_gives_no_receipt(
+    damage: Callable[[bytes], bytes], says: str, certs: Certs, tmp_path: Path
+) -> None:
+    source, capture = tmp_path / "disk", tmp_path / "capture"
+    DISKS["odd-size"](source)
+    _, _, captured = sent_to_a_stranger(source, certs, "--no-compress")
+    capture.write_bytes(damage(captured))
+    told = receipt_py("--stream", capture)
+    assert (told.returncode, told.stdout) == (1, "")
+    assert re.search(says, told.stderr), told.stderr
 
 
 def test_tls_1_2_is_not_spoken(serve: Serve, certs: Certs) -> None:

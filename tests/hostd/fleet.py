@@ -30,6 +30,8 @@ from tests.lab.wait import wait_for
 from tests.support.pki import FLEET, TestPki
 
 Mode = pb.EnsureStoppedRequest
+# A seed of each host, where there is such a file.
+KEPT = "kept/copy.raw"
 CALL_SECONDS = 60.0
 # A second storage root of each host.
 FAST = "/var/lib/libvirt/fast"
@@ -156,6 +158,8 @@ advertise_data = "{host.address}:7443"
 ca = "{tls.ca}"
 cert = "{tls.cert}"
 key = "{tls.key}"
+[storage]
+seeds = ["images/{KEPT}"]
 [storage.roots]
 images = "{IMAGES}"
 fast = "{FAST}"

@@ -19,6 +19,10 @@ images = "/srv/images"
 """
 
 
+def with_seed(seed: str) -> str:
+    return MINIMAL.replace("[storage.roots]", f'[storage]\nseeds = ["{seed}"]\n[storage.roots]')
+
+
 def write(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "hostd.toml"
     path.write_text(text)
@@ -33,6 +37,7 @@ def test_minimal_file_gets_safe_defaults(tmp_path: Path) -> None:
     assert config.listen.control == "0.0.0.0:7442"
     assert config.listen.data_address == "0.0.0.0:7443"
     assert config.limits.max_copies == 2
+    assert config.limits.io_priority == "normal"
 
 
 @pytest.mark.parametrize(
@@ -48,6 +53,10 @@ def test_minimal_file_gets_safe_defaults(tmp_path: Path) -> None:
         (MINIMAL + '[listen]\ndata = "::1:7443"\n', "listen.data"),
         (MINIMAL + "[limits]\nmax_copies = 0\n", "max_copies"),
         (MINIMAL + '[limits]\nmax_copies = "2"\n', "$.limits.max_copies"),
+        (MINIMAL + '[limits]\nio_priority = "urgent"\n', "$.limits.io_priority"),
+        (with_seed("fast/x"), "storage.seeds: 'fast/x'"),
+        (with_seed("images"), "storage.seeds: 'images/'"),
+        (with_seed("images/../x"), "storage.seeds: 'images/../x'"),
         (MINIMAL + '[log]\nlevel = "loud"\n', "log.level"),
         (
             MINIMAL.replace(

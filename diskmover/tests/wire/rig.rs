@@ -11,6 +11,7 @@ use diskmover::effort::Compression;
 use diskmover::error::{MoverError, Result};
 use diskmover::listener::{Limits, Receiver};
 use diskmover::messages::Receipt;
+use diskmover::priority::IoPriority;
 use diskmover::push::{Job, Push};
 use diskmover::session::{Opening, Phase};
 use diskmover::target::{Care, TargetSpec};
@@ -43,6 +44,7 @@ pub fn limits() -> Limits {
         sessions: 16,
         connections: 128,
         buffer_bytes: 8 * CHUNK,
+        io_priority: IoPriority::Normal,
         hello: Duration::from_secs(10),
         idle: Duration::from_secs(20),
     }
@@ -172,6 +174,7 @@ pub fn job_to(address: &str, pki: &Pki) -> Job {
         compression: Compression::Level(1),
         trust_holes: true,
         buffer_bytes: 8 * CHUNK,
+        io_priority: IoPriority::Normal,
         reconnect: Duration::from_secs(5),
     }
 }

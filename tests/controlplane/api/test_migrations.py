@@ -133,6 +133,7 @@ async def test_malformed_and_unknown_moves_are_refused_everywhere(
         stub.ConfirmMigration(pb.ConfirmMigrationRequest(name=name)),
         stub.RevertMigration(pb.RevertMigrationRequest(name=name)),
         stub.CancelMigration(pb.CancelMigrationRequest(name=name)),
+        stub.LimitMigration(pb.LimitMigrationRequest(name=name)),
         stub.RetryMigration(pb.RetryMigrationRequest(name=name)),
         stub.AbandonMigration(pb.AbandonMigrationRequest(name=name, comment="x")),
         stub.ListMigrationEvents(pb.ListMigrationEventsRequest(parent=name)),
@@ -167,6 +168,22 @@ async def test_a_finished_move_is_not_cancelled(moving: Api) -> None:
     await change(moving, state=MigrationState.FAILED)
     over = await refusal(moving.migrations.CancelMigration(request))
     assert over.reason is Reason.MIGRATION_STATE
+
+
+async def test_a_limit_is_changed_until_all_is_copied(moving: Api) -> None:
+    name = await name_of(moving)
+    request = pb.LimitMigrationRequest(name=name, bandwidth_limit_bytes_per_second=5_000_000)
+    limited = await moving.migrations.LimitMigration(request)
+    assert limited.options.bandwidth_limit_bytes_per_second == 5_000_000
+    assert limited.options.shutdown_mode == (await the_move(moving)).options.shutdown_mode
+    await change(moving, state=MigrationState.COPYING)
+    lifted = await moving.migrations.LimitMigration(pb.LimitMigrationRequest(name=name))
+    assert lifted.options.bandwidth_limit_bytes_per_second == 0
+    for state in (MigrationState.FINISHING, MigrationState.AWAITING_CONFIRM):
+        await change(moving, state=state)
+        late = await refusal(moving.migrations.LimitMigration(request))
+        assert late.reason is Reason.MIGRATION_STATE
+    assert (await the_move(moving)).options.bandwidth_limit_bytes_per_second == 0
 
 
 async def test_a_stuck_move_is_tried_again(moving: Api) -> None:

@@ -241,6 +241,9 @@ class Migrations(migration_service_pb2_grpc.MigrationServiceServicer):
     async def CancelMigration(self, request: Any, context: Any) -> Any:  # noqa: N802
         return self._present("CancelMigration", request)
 
+    async def LimitMigration(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return self._present("LimitMigration", request)
+
     async def RetryMigration(self, request: Any, context: Any) -> Any:  # noqa: N802
         return self._present("RetryMigration", request)
 

@@ -159,6 +159,24 @@ async def test_cancel_waits_until_the_guest_is_back(api: RecordedApi) -> None:
     assert "The move of web1 was cancelled; web1 is on a as it was." in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("rate", "sent", "says"),
+    [("12.5Mi", 13_107_200, "at most 12.5 MiB/s"), ("none", 0, "as fast as it can")],
+)
+async def test_limit_changes_a_move_under_way(
+    api: RecordedApi, rate: str, sent: int, says: str
+) -> None:
+    api.script.moves = [make_move(Migration.STATE_COPYING)]
+
+    result = await api.run("migration", "limit", MOVE, rate)
+
+    assert result.exit_code == 0, result.stderr
+    assert f"The move of web1 copies {says}." in result.stdout
+    (request,) = api.script.requests("LimitMigration")
+    assert request.bandwidth_limit_bytes_per_second == sent
+    assert (await api.run("migration", "limit", MOVE, "fast")).exit_code == 2
+
+
 async def test_abandon_needs_comment_and_agreement(api: RecordedApi) -> None:
     api.script.moves = [make_move(Migration.STATE_STUCK)]
 

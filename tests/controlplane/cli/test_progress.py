@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 
+import pytest
+
+from controlplane.cli.describe import copy_words, time_left
 from controlplane.cli.progress import COPY_LINE_SECONDS, PlainReporter
 from controlplane.v1.migration_pb2 import Migration
 from hostd.v1.job_pb2 import CopyProgress
@@ -30,6 +33,35 @@ def test_copy_lines_come_every_few_seconds() -> None:
         "500 B",
         "1000 B",
     ]
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({}, ""),
+        ({"eta_seconds": 12.0}, "12 s"),
+        ({"eta_seconds": 12.0, "eta_low_seconds": 10.4, "eta_high_seconds": 130.0}, "10 s to 2m"),
+        ({"eta_seconds": 12.0, "eta_low_seconds": 12.1, "eta_high_seconds": 12.2}, "12 s"),
+        ({"eta_seconds": 12.0, "eta_low_seconds": 10.4}, "10 s or more"),
+    ],
+)
+def test_the_time_left_is_a_range(known: dict[str, float], words: str) -> None:
+    told = time_left(CopyProgress(**known))  # type: ignore[arg-type]
+    assert told.startswith(words)
+    assert bool(told) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("network", "0 B of 9 B (0 %), limited by network"),
+        ("queue", "0 B of 9 B (0 %), waiting for other copies of its host"),
+        ("", "0 B of 9 B (0 %)"),
+    ],
+)
+def test_what_limits_the_copy_is_told(stage: str, words: str) -> None:
+    progress = CopyProgress(total_bytes=9, limited_by=stage)
+    assert copy_words(make_move(Migration.STATE_COPYING, progress=progress)) == words
 
 
 def test_each_state_and_step_has_one_line() -> None:

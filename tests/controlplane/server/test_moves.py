@@ -164,6 +164,21 @@ async def test_cancel_in_mid_copy_brings_the_guest_back(lab: Lab) -> None:
     assert await lab.usage() == {"hosts/a": (2, 0), "hosts/b": (0, 0)}
 
 
+async def test_a_limit_reaches_the_copy_under_way(lab: Lab) -> None:
+    lab.a.hold_copies.set()
+    ident = (await lab.succeed("migrate", "web1", "--no-wait")).strip()
+    await lab.wait_for_asked(lab.a, "StartCopy")
+
+    out = await lab.succeed("migration", "limit", ident, "20M")
+    await lab.wait_for_asked(lab.a, "SetCopyLimit")
+
+    assert "copies at most 19.1 MiB/s" in out
+    (job,) = lab.a.jobs.values()
+    assert job.progress.limit_bytes_per_second == 20_000_000
+    lab.a.hold_copies.clear()
+    await lab.succeed("migration", "watch", ident)
+
+
 async def test_failure_on_the_target_brings_the_guest_back(lab: Lab) -> None:
     lab.b.refusals["EnsureBuilt"] = DroverError(Reason.BUILD_FAILED, "libvirt says no.")
 
