@@ -30,6 +30,7 @@ pub mod listener;
 pub mod local;
 pub mod medium;
 pub mod messages;
+pub mod mode;
 pub mod nbd;
 pub mod offer;
 pub mod opening;
@@ -43,7 +44,10 @@ pub mod publish;
 pub mod push;
 #[cfg(feature = "python")]
 mod py;
+pub mod qcow2;
+pub mod rebase;
 pub mod receipt;
+pub mod revision;
 pub mod seedlist;
 pub mod seeds;
 pub mod session;
