@@ -76,7 +76,7 @@ impl Layout {
         let tables = clusters.div_ceil(ENTRIES);
         let first_block = 1 + blocks.div_ceil(ENTRIES);
         let l1 = first_block + blocks;
-        let first_l2 = l1 + tables.div_ceil(ENTRIES).max(1);
+        let first_l2 = l1 + tables.div_ceil(ENTRIES);
         // Chunks stay aligned as they are in a raw file.
         let first_data = (first_l2 + tables).next_multiple_of(CHUNK / CLUSTER);
         Layout {
