@@ -11,15 +11,15 @@ _Tls = tuple[_Path, _Path, _Path]
 # root, name
 _Seed = tuple[_Path, str]
 # (volume_id, root, name), size_bytes, (mode, uid, gid),
-# (device_state, paranoid, readback, seeds)
+# (device_state, paranoid, readback, seeds, qcow2, update)
 _Incoming = tuple[
     tuple[str, _Path, str],
     int,
     tuple[int, int | None, int | None],
-    tuple[_Path | None, bool, bool, Sequence[_Seed]],
+    tuple[_Path | None, bool, bool, Sequence[_Seed], bool, bool],
 ]
-# address, name, content_id
-_Nbd = tuple[str, str, str | None]
+# address, name, content_id, (bitmap, since)
+_Nbd = tuple[str, str, str | None, tuple[str, str] | None]
 # volume_id, path, export, size_bytes
 _Outgoing = tuple[str, _Path | None, _Nbd | None, int | None]
 # expected, low, high
@@ -55,6 +55,8 @@ class Receiver:
         paranoid: bool,
         readback: bool,
         seeds: Sequence[_Seed],
+        qcow2: bool,
+        update: bool,
     ) -> None: ...
     def close(self) -> None: ...
 
@@ -85,6 +87,6 @@ def reserve(root: _Path, name: str, tag: str, size_bytes: int, allocate: bool) -
 def discard(root: _Path, name: str, tag: str) -> None: ...
 def discard_device(state: _Path, name: str, tag: str) -> None: ...
 def discard_published(root: _Path, name: str, tag: str) -> bool: ...
-def digest(path: _Path) -> tuple[int, int, int, int, str]: ...
+def digest(path: _Path | None, nbd: _Nbd | None) -> tuple[int, int, int, int, str]: ...
 def open_beneath(root: _Path, name: str, flags: int, mode: int) -> int: ...
 def error_codes() -> list[tuple[str, bool]]: ...

@@ -10,6 +10,9 @@ same `push` again goes on where it stopped.
     qemu-nbd --read-only --shared 8 --persistent --socket /run/web1.sock web1.qcow2
     diskmover push --nbd unix:/run/web1.sock --name web1.raw --to b:7443 ...
 
+`serve --format qcow2` makes an image of it; `push --bitmap` sends what was written
+since an earlier copy, for a receiver that runs with `serve --update`.
+
 Exit codes: 0 done, 1 failed, 2 wrong usage, 5 out of reach (try again).
 """
 
@@ -33,7 +36,7 @@ import click
 import diskmover
 from diskmover import certs as authority
 from diskmover.errors import ErrorCode, MoverError
-from diskmover.model import NbdExport, OutgoingVolume, Progress, Receipt, TlsFiles
+from diskmover.model import Changes, NbdExport, OutgoingVolume, Progress, Receipt, TlsFiles
 from diskmover.transfer import Push, Receiver
 
 EXIT_FAILED = 1
@@ -178,6 +181,21 @@ def main() -> None:
     help="A file in --root, such as a base image or an older copy, whose content is "
     "reused and not sent again; may be repeated.",
 )
+@click.option(
+    "--format",
+    "file_format",
+    default="as-sent",
+    show_default=True,
+    type=click.Choice(["as-sent", "qcow2"]),
+    help="What is made of what arrives. qcow2: an image of each disk that is sent as its guest "
+    "sees it; files sent as they are are refused then.",
+)
+@click.option(
+    "--update",
+    is_flag=True,
+    help="Let `push --bitmap` bring a file that it has placed before up to date. The file must "
+    "not be in use, and has no name until the new content is complete and verified.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
 @_tls_options
 def serve(
@@ -187,6 +205,8 @@ def serve(
     paranoid: bool,
     readback: bool,
     seeds: tuple[str, ...],
+    file_format: Literal["as-sent", "qcow2"],
+    update: bool,
     as_json: bool,
     cert: Path,
     key: Path,
@@ -207,7 +227,13 @@ def serve(
         signal.signal(number, lambda *_: ended.set())
     with _told(as_json), Receiver(listen, TlsFiles(cert, key, ca)) as receiver:
         receiver.serve_names(
-            root, devices=dict(devices), paranoid=paranoid, readback=readback, seeds=seeds
+            root,
+            devices=dict(devices),
+            paranoid=paranoid,
+            readback=readback,
+            seeds=seeds,
+            format=file_format,
+            update=update,
         )
         if as_json:
             _emit({"listening": receiver.address, "root": str(root)})
@@ -230,6 +256,16 @@ def serve(
     "--content-id",
     help="Promise that the export has the same bytes whenever this id is given, so that the same "
     "command can go on where it stopped.",
+)
+@click.option(
+    "--bitmap",
+    help="Send only what this dirty bitmap of the export says was written since an earlier copy. "
+    "The receiver runs with --update and has that copy; else all is read and compared.",
+)
+@click.option(
+    "--since",
+    metavar="DIGEST",
+    help="Digest of that earlier copy, as `push` printed it. Goes with --bitmap.",
 )
 @click.option("--to", required=True, metavar="HOST:PORT", help="Where `serve` listens.")
 @click.option("--name", help="Name at the other end; for one file only.")
@@ -267,6 +303,8 @@ def push(
     files: tuple[Path, ...],
     nbd: NbdExport | None,
     content_id: str | None,
+    bitmap: str | None,
+    since: str | None,
     name: str | None,
     as_json: bool,
     **options: Any,
@@ -287,11 +325,15 @@ def push(
         raise click.UsageError("--name goes with one file only")
     if nbd is not None and name is None:
         raise click.UsageError("an export has no file name: give one with --name")
-    if content_id is not None and nbd is None:
-        raise click.UsageError("--content-id goes with --nbd only")
+    if nbd is None and (content_id is not None or bitmap is not None):
+        raise click.UsageError("--content-id and --bitmap go with --nbd only")
+    if (bitmap is None) != (since is None):
+        raise click.UsageError("--bitmap and --since go together")
     with _told(as_json):
         if nbd is not None and name is not None:
-            _push_one(replace(nbd, content_id=content_id), name, as_json, options)
+            changes = Changes(bitmap, since) if bitmap is not None and since is not None else None
+            export = replace(nbd, content_id=content_id, changes=changes)
+            _push_one(export, name, as_json, options)
         for file in files:
             _push_one(file.resolve(), name or file.name, as_json, options)
 
@@ -318,11 +360,21 @@ def certs(directory: Path, names: tuple[str, ...]) -> None:
 
 
 @main.command()
-@click.argument("file", type=_existing)
-def digest(file: Path) -> None:
-    """Print the root digest of FILE, as receipts give it."""
+@click.argument("file", type=_existing, required=False)
+@click.option(
+    "--nbd",
+    type=Export(),
+    metavar="unix:PATH[:NAME]",
+    help="The digest of a disk as its guest sees it, from this read-only export.",
+)
+def digest(file: Path | None, nbd: NbdExport | None) -> None:
+    """Print the root digest of FILE, as receipts give it, or of an NBD export."""
+    source = file or nbd
+    if source is None or (file and nbd):
+        raise click.UsageError("name either a file, or an export with --nbd")
     with _told(as_json=False):
-        click.echo(f"{diskmover.digest(file).digest}  {file}")
+        shown = source if isinstance(source, Path) else source.address
+        click.echo(f"{diskmover.digest(source).digest}  {shown}")
 
 
 def _push_one(source: Path | NbdExport, name: str, as_json: bool, options: dict[str, Any]) -> None:

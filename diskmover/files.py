@@ -16,7 +16,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from diskmover import _core
-from diskmover.model import FileDigest
+from diskmover.exports import core_source
+from diskmover.model import FileDigest, NbdExport
 
 
 def reserve(root: Path, name: str, tag: str, size_bytes: int, *, allocate: bool) -> None:
@@ -82,16 +83,17 @@ def discard_published(root: Path, name: str, tag: str) -> bool:
     return _core.discard_published(root, name, tag)
 
 
-def digest(path: Path) -> FileDigest:
-    """Compute the root digest of a regular file or block device.
+def digest(source: Path | NbdExport) -> FileDigest:
+    """Compute the root digest of a regular file or block device, or of an export.
 
-    It needs no key: the digest of a `Receipt` can be compared with it. Holes
-    are not read. A file that is written meanwhile is refused.
+    It needs no key: the digest of a `Receipt` can be compared with it, the one of
+    an image that was made at a target with the digest of its export. Holes are
+    not read. A file that is written meanwhile is refused.
 
     Raises:
         MoverError: SOURCE_MISSING, SOURCE_INVALID, SOURCE_CHANGED, SOURCE_IO.
     """
-    return FileDigest(*_core.digest(path))
+    return FileDigest(*_core.digest(*core_source(source)))
 
 
 def open_beneath(root: Path, name: str, flags: int, mode: int = 0) -> int:

@@ -53,6 +53,13 @@ class IncomingVolume:
             one is hashed as it arrives. The first use reads a seed and, from 64 MiB
             on, leaves a list of its hashes beside it, `.NAME.dm-hashes`. Seeds that are
             missing are left out.
+        format: "as-sent" places the bytes as they are. "qcow2" makes an image of
+            them, and takes only what is sent as a guest sees it: a volume of
+            whole sectors, to a file. `size_bytes` is the disk's either way.
+        update: When this tag has published the very copy that a sender's dirty
+            bitmap began with, take its name away and bring it up to date,
+            instead of answering that it is there. It must not be in use. Until
+            the new content is complete and verified, no file has the name.
     """
 
     volume_id: str
@@ -66,6 +73,22 @@ class IncomingVolume:
     paranoid: bool = False
     readback: bool = False
     seeds: tuple[tuple[Path, str], ...] = ()
+    format: Literal["as-sent", "qcow2"] = "as-sent"
+    update: bool = False
+
+
+@dataclass(frozen=True)
+class Changes:
+    """A dirty bitmap of an export, and what it is counted from.
+
+    Attributes:
+        bitmap: Its name; the export has to offer it (`qemu-nbd --bitmap`).
+        since: Digest of the earlier copy's receipt. The bitmap has to know of
+            everything that was written since the state that was copied then.
+    """
+
+    bitmap: str
+    since: str
 
 
 @dataclass(frozen=True)
@@ -84,11 +107,16 @@ class NbdExport:
             (a stopped guest's disk and its time of change, say). Only with it
             can another attempt go on where one stopped: an export tells neither
             inode nor time, so without it every attempt starts over.
+        changes: Read only what a dirty bitmap says was written since an earlier
+            copy; None to read all. What the target holds is hashed and has to
+            be that copy. If it is another one (or the receiver may not touch
+            it), everything is read and compared, as without it.
     """
 
     address: str
     name: str = ""
     content_id: str | None = None
+    changes: Changes | None = None
 
 
 @dataclass(frozen=True)
@@ -158,7 +186,9 @@ class Receipt:
         chunk_size_bytes: Chunk size of the digest.
         digest: Root digest of docs/wire-protocol.md, lower-case hex. It depends
             on nothing but the content.
-        mode: "verbatim".
+        mode: "verbatim": the bytes of a file or device as they are; or
+            "guest-visible": the disk as its guest sees it, whatever was made of
+            it at the target. Digest and sizes are those of these bytes.
     """
 
     volume_id: str

@@ -18,10 +18,10 @@ from types import TracebackType
 from typing import Literal, Self
 
 from diskmover import _core
+from diskmover.exports import CoreExport, core_source
 from diskmover.model import (
     IncomingVolume,
     IoPriority,
-    NbdExport,
     OutgoingVolume,
     Progress,
     Receipt,
@@ -120,7 +120,7 @@ class Receiver:
                     (v.volume_id, v.root, v.name),
                     v.size_bytes,
                     (v.mode, v.uid, v.gid),
-                    (v.device_state, v.paranoid, v.readback, v.seeds),
+                    _placing(v),
                 )
                 for v in volumes
             ],
@@ -158,6 +158,8 @@ class Receiver:
         paranoid: bool = False,
         readback: bool = False,
         seeds: Sequence[str] = (),
+        format: Literal["as-sent", "qcow2"] = "as-sent",
+        update: bool = False,
     ) -> None:
         """Accept any sender with a certificate of the CA, without sessions.
 
@@ -171,13 +173,21 @@ class Receiver:
             paranoid: As in `IncomingVolume`.
             readback: As in `IncomingVolume`.
             seeds: Files in `root` whose content may be reused.
+            format: As in `IncomingVolume`, for every file that is sent.
+            update: As in `IncomingVolume`.
 
         Raises:
             MoverError: INVALID_ARGUMENT or TARGET_PATH when `root` is not a
                 directory or a name is not a plain one.
         """
         self._core.serve_names(
-            root, dict(devices or {}), paranoid, readback, [(root, name) for name in seeds]
+            root,
+            dict(devices or {}),
+            paranoid,
+            readback,
+            [(root, name) for name in seeds],
+            format == "qcow2",
+            update,
         )
 
     def close(self) -> None:
@@ -313,12 +323,15 @@ def _progress(told: _core.Progress) -> Progress:
     )
 
 
-def _outgoing(
-    volume: OutgoingVolume,
-) -> tuple[str, Path | None, tuple[str, str, str | None] | None, int | None]:
+def _placing(
+    volume: IncomingVolume,
+) -> tuple[Path | None, bool, bool, Sequence[tuple[Path, str]], bool, bool]:
+    """How a volume is placed, as the core takes it."""
+    is_qcow2 = volume.format == "qcow2"
+    careful = (volume.device_state, volume.paranoid, volume.readback)
+    return (*careful, volume.seeds, is_qcow2, volume.update)
+
+
+def _outgoing(volume: OutgoingVolume) -> tuple[str, Path | None, CoreExport | None, int | None]:
     """A volume as the core takes it: with a path or an export."""
-    source = volume.source
-    if isinstance(source, NbdExport):
-        export = (source.address, source.name, source.content_id)
-        return (volume.volume_id, None, export, volume.size_bytes)
-    return (volume.volume_id, source, None, volume.size_bytes)
+    return (volume.volume_id, *core_source(volume.source), volume.size_bytes)

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::fs::SeekFrom;
 use rustix::io::Errno;
 
-use crate::digest::{self, CHUNK, Hash, SEGMENT_CHUNKS, ZERO_HASH};
+use crate::digest::{self, Bitmap, CHUNK, Hash, SEGMENT_CHUNKS, ZERO_HASH};
 use crate::ledger::Ledger;
 use crate::medium::Medium;
 use crate::pool::lock;
@@ -51,7 +51,7 @@ impl Expected {
         let mut found = [ZERO_HASH; 64];
         for index in (0..self.chunks).filter(|i| self.bits & (1 << i) != 0) {
             let chunk = self.segment as u64 * SEGMENT_CHUNKS + index;
-            found[index as usize] = hash_of(medium, self.size, chunk, buffer)?;
+            found[index as usize] = look_at(medium, self.size, chunk, buffer)?.0;
         }
         Ok(match &self.content {
             Content::Segment(hash) => digest::segment_hash(&found[..self.chunks as usize]) == *hash,
@@ -107,21 +107,27 @@ pub fn failing(
     (!stopped).then_some(bad)
 }
 
-/// Hash of a chunk as it stands on the medium.
-fn hash_of(medium: &Medium, size: u64, chunk: u64, buffer: &mut [u8]) -> io::Result<Hash> {
+/// Hash, marked blocks and data bytes of a chunk as it stands on the medium.
+pub fn look_at(
+    medium: &Medium,
+    size: u64,
+    chunk: u64,
+    buffer: &mut [u8],
+) -> io::Result<(Hash, Bitmap, usize)> {
     let len = digest::chunk_len(size, chunk);
     if is_hole(medium, chunk * CHUNK, len as u64) {
-        return Ok(ZERO_HASH);
+        return Ok((ZERO_HASH, Bitmap::default(), 0));
     }
     medium.read(chunk * CHUNK, len, buffer)?;
     let bitmap = digest::scan(&buffer[..len]);
     let data = digest::compact(&mut buffer[..len], &bitmap);
-    Ok(digest::chunk_hash(&bitmap, &buffer[..data]))
+    Ok((digest::chunk_hash(&bitmap, &buffer[..data]), bitmap, data))
 }
 
 fn is_hole(medium: &Medium, offset: u64, len: u64) -> bool {
-    match rustix::fs::seek(medium.file(), SeekFrom::Data(offset)) {
-        Ok(data) => data >= offset + len,
+    let start = medium.start() + offset;
+    match rustix::fs::seek(medium.file(), SeekFrom::Data(start)) {
+        Ok(data) => data >= start + len,
         Err(Errno::NXIO) => true,
         Err(_) => false,
     }

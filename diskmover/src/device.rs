@@ -11,6 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::beneath::{self, Names};
+use crate::digest::Hash;
 use crate::error::{Code, MoverError, Result};
 use crate::messages::Receipt;
 use crate::opening::{Found, Site};
@@ -18,7 +19,15 @@ use crate::receipt::{self, FileId};
 use crate::target::TargetSpec;
 
 /// Opens a device for this copy alone; refuses one that is in use or too small.
-pub fn find(spec: &TargetSpec, state: &Path, tag: &str, size: u64) -> Result<Found> {
+///
+/// With `since`, a copy of that digest that this tag has placed is gone on from.
+pub fn find(
+    spec: &TargetSpec,
+    state: &Path,
+    tag: &str,
+    size: u64,
+    since: Option<Hash>,
+) -> Result<Found> {
     beneath::check_name(&spec.name)?;
     let mut names = Names::open(state, &flat(&spec.name), tag)?;
     names.shown.clone_from(&spec.name);
@@ -36,15 +45,21 @@ pub fn find(spec: &TargetSpec, state: &Path, tag: &str, size: u64) -> Result<Fou
     }
     let id = device_id(stat.st_rdev);
     if let Some((found, of)) = receipt::read(&names)? {
-        if of == id {
+        if of == id && since == Some(found.root) {
+            // From now on nothing vouches for it, until it is complete again.
+            names.remove(&names.journal)?;
+            names.remove(&names.receipt)?;
+            names.sync_dir()?;
+        } else if of == id {
             names.remove(&names.journal)?;
             return Ok(Found::Published(found));
+        } else {
+            let text = format!(
+                "this copy has written a device {:?} before, and it may not be this one; discard the copy to write it again",
+                spec.name
+            );
+            return Err(MoverError::new(Code::TargetExists, text).at_receiver());
         }
-        let text = format!(
-            "this copy has written a device {:?} before, and it may not be this one; discard the copy to write it again",
-            spec.name
-        );
-        return Err(MoverError::new(Code::TargetExists, text).at_receiver());
     }
     let file = open(OFlags::EXCL).map_err(|e| match e {
         Errno::BUSY => {

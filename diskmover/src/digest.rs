@@ -157,6 +157,18 @@ pub fn root<'a>(size: u64, segments: impl Iterator<Item = &'a Hash>) -> Hash {
     *hasher.finalize().as_bytes()
 }
 
+/// A hash from 64 hexadecimal digits.
+pub fn parse_hex(text: &str) -> Option<Hash> {
+    let mut hash = [0; 32];
+    if text.len() != 64 || !text.bytes().all(|c| c.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (index, byte) in hash.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).ok()?;
+    }
+    Some(hash)
+}
+
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()

@@ -1,12 +1,12 @@
 //! Segments as bytes: what STATE frames and journal records are made of.
 //!
 //! ```text
-//! 0 CLOSED    segment u32 | segment hash [32]
+//! 0 CLOSED    segment u32 | data u32 | segment hash [32]
 //! 1 PARTIAL   segment u32 | chunks u64 (a bit each) | for each: data u32, hash [32]
 //! 2 ZERO RUN  segment u32 | count u32: all chunks of these segments are zero
 //! ```
 
-use crate::digest::{self, Hash, ZERO_HASH};
+use crate::digest::{self, CHUNK, Hash, SEGMENT_CHUNKS, ZERO_HASH};
 use crate::ledger::Ledger;
 
 /// Most bytes of one entry.
@@ -15,8 +15,8 @@ pub const MAX_ENTRY: usize = 1 + 4 + 8 + 64 * 36;
 /// What is known of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
-    /// All chunks are done; their hash.
-    Closed(u32, Hash),
+    /// All chunks are done; their data bytes and hash.
+    Closed(u32, u32, Hash),
     /// These chunks are done; data bytes and hash of each.
     Partial(u32, u64, Vec<(u32, Hash)>),
     /// All chunks of so many segments are zero.
@@ -27,12 +27,12 @@ impl Entry {
     /// What the ledger knows of these done chunks of a segment.
     pub fn of(ledger: &Ledger, segment: usize, bits: u64) -> Option<Entry> {
         let number = segment as u32;
-        if let Some(hash) = ledger.closed_hash(segment) {
+        if let Some((hash, data)) = ledger.closed(segment) {
             let zero = hash == ZERO_HASH;
             return Some(if zero {
                 Entry::ZeroRun(number, 1)
             } else {
-                Entry::Closed(number, hash)
+                Entry::Closed(number, data, hash)
             });
         }
         let open = ledger.open_segment(segment)?;
@@ -45,9 +45,10 @@ impl Entry {
     /// Appends the bytes.
     pub fn encode(&self, out: &mut Vec<u8>) {
         match self {
-            Entry::Closed(segment, hash) => {
+            Entry::Closed(segment, data, hash) => {
                 out.push(0);
                 out.extend(segment.to_le_bytes());
+                out.extend(data.to_le_bytes());
                 out.extend(hash);
             }
             Entry::Partial(segment, bits, chunks) => {
@@ -72,7 +73,10 @@ impl Entry {
         let [kind] = take(bytes)?;
         let segment = u32::from_le_bytes(take(bytes)?);
         match kind {
-            0 => Some(Entry::Closed(segment, take(bytes)?)),
+            0 => {
+                let data = u32::from_le_bytes(take(bytes)?);
+                Some(Entry::Closed(segment, data, take(bytes)?))
+            }
             1 => {
                 let bits = u64::from_le_bytes(take(bytes)?);
                 let mut chunks = Vec::with_capacity(bits.count_ones() as usize);
@@ -89,9 +93,14 @@ impl Entry {
     /// Applies it to a ledger; None when it cannot be true of this volume.
     pub fn apply(&self, ledger: &mut Ledger) -> Option<()> {
         match self {
-            Entry::Closed(segment, hash) => {
+            Entry::Closed(segment, data, hash) => {
                 let segment = *segment as usize;
-                (segment < ledger.segments()).then(|| ledger.adopt_closed(segment, *hash))
+                let most = SEGMENT_CHUNKS * CHUNK;
+                if segment >= ledger.segments() || u64::from(*data) > most {
+                    return None;
+                }
+                ledger.adopt_closed(segment, *hash, (*data).into());
+                Some(())
             }
             Entry::Partial(segment, bits, chunks) => {
                 let segment = *segment as usize;
@@ -202,7 +211,8 @@ mod tests {
     fn entries_outside_the_volume_are_refused() {
         let mut ledger = ledger();
         for bad in [
-            Entry::Closed(5, [1; 32]),
+            Entry::Closed(5, 1, [1; 32]),
+            Entry::Closed(0, (64 << 20) + 1, [1; 32]),
             Entry::ZeroRun(4, 2),
             Entry::ZeroRun(u32::MAX, u32::MAX),
             Entry::Partial(4, 1 << 44, vec![(1, [1; 32])]),

@@ -14,6 +14,7 @@
 
 use crate::base;
 use crate::digest::{self, CHUNK, Hash};
+use crate::revision;
 
 /// Bytes of a header.
 pub const HEADER: usize = 64;
@@ -59,6 +60,8 @@ kinds! {
     Hashes = 6, MAX_HASHES_PAYLOAD;
     /// Sender: the blocks of a chunk that differ from the older content.
     Patch = 7, MAX_DATA_PAYLOAD + 2;
+    /// Sender: what has changed since an earlier copy; before its OPEN.
+    Dirty = 8, revision::MAX_PAYLOAD as u32;
     /// Receiver: the HELLO was accepted.
     Welcome = 16, 64;
     /// Receiver: what is durable already.

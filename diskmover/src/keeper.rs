@@ -19,8 +19,9 @@ use crate::frame::{Header, Kind};
 use crate::guard;
 use crate::link::Link;
 use crate::messages::{Open, Receipt};
-use crate::opening;
+use crate::opening::{self, Announced};
 use crate::pool::lock;
+use crate::revision::{self, Revision};
 use crate::session::{Phase, Session, TICK};
 use crate::target::{Opened, Target};
 
@@ -31,7 +32,7 @@ const BARRIER_TIME: Duration = Duration::from_secs(1);
 pub struct Order {
     /// Where to answer.
     pub link: Arc<Link>,
-    /// OPEN or FINISH.
+    /// DIRTY, OPEN or FINISH.
     pub header: Header,
     /// Its payload.
     pub payload: Vec<u8>,
@@ -42,6 +43,7 @@ pub fn run(session: &Arc<Session>) {
     let mut keeper = Keeper {
         session,
         verified: vec![None; session.specs.len()],
+        revisions: vec![None; session.specs.len()],
         synced: Instant::now(),
     };
     let keep = || {
@@ -59,6 +61,8 @@ struct Keeper<'a> {
     session: &'a Arc<Session>,
     /// Wire bytes of the volumes whose digests agree.
     verified: Vec<Option<u64>>,
+    /// What senders know of the changes of volumes that they open next.
+    revisions: Vec<Option<Revision>>,
     synced: Instant,
 }
 
@@ -69,6 +73,7 @@ impl Keeper<'_> {
             select! {
                 recv(orders) -> order => if let Ok(order) = order {
                     match order.header.kind {
+                        Kind::Dirty => self.hear_of_changes(&order)?,
                         Kind::Open => self.open(&order)?,
                         _ => self.finish(&order)?,
                     }
@@ -97,6 +102,30 @@ impl Keeper<'_> {
         Ok(())
     }
 
+    /// Keeps what changed since an earlier copy until the volume is opened.
+    fn hear_of_changes(&mut self, order: &Order) -> Result<()> {
+        let volume = usize::from(order.header.volume);
+        let about = |e: MoverError| {
+            e.at_receiver()
+                .in_volume(&self.session.specs[volume].volume)
+        };
+        let Some(revision) = Revision::decode(&order.payload) else {
+            let what = "a DIRTY that cannot be read";
+            return Err(about(self.session.broken(&order.link, what)));
+        };
+        match &mut self.revisions[volume] {
+            Some(known) => known.join(revision),
+            none => *none = Some(revision),
+        }
+        let known = self.revisions.iter().flatten();
+        let segments: usize = known.map(Revision::dirty_segments).sum();
+        if segments > revision::MAX_SEGMENTS {
+            let text = "the sender tells of changes in more than 64 TiB";
+            return Err(about(MoverError::new(Code::LimitExceeded, text)));
+        }
+        Ok(())
+    }
+
     fn open(&mut self, order: &Order) -> Result<()> {
         let volume = usize::from(order.header.volume);
         let spec = &self.session.specs[volume];
@@ -116,13 +145,26 @@ impl Keeper<'_> {
             let text = format!("the source has {size} bytes, {why}");
             return Err(about(MoverError::new(Code::SourceInvalid, text)));
         }
+        let revision = self.revisions[volume].take();
+        if revision
+            .as_ref()
+            .is_some_and(|revision| !revision.fits(size))
+        {
+            let what = "a DIRTY that reaches beyond its volume";
+            return Err(about(self.session.broken(&order.link, what)));
+        }
         let is_old = |target: &Arc<Target>| target.identity != open.identity;
         if self.targets()[volume].as_ref().is_some_and(is_old) {
             self.start_over(volume, &order.link)?;
         }
         if lock(&self.session.receipts)[volume].is_none() && self.targets()[volume].is_none() {
             let alive = self.alive(&order.link);
-            let opened = opening::open(spec, &self.session.tag, open.identity, &alive);
+            let announced = Announced {
+                identity: open.identity,
+                mode: open.mode,
+                revision,
+            };
+            let opened = opening::open(spec, &self.session.tag, &announced, &alive);
             match opened.map_err(about)? {
                 Opened::Published(mut receipt) => {
                     receipt.volume.clone_from(&spec.volume);

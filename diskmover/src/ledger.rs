@@ -116,6 +116,14 @@ impl Ledger {
         }
     }
 
+    /// The hash of a folded segment, and its data bytes as far as known.
+    pub fn closed(&self, segment: usize) -> Option<(Hash, u32)> {
+        match &self.slots[segment] {
+            Slot::Closed(hash, data) => Some((*hash, *data as u32)),
+            _ => None,
+        }
+    }
+
     /// Number of segments.
     pub fn segments(&self) -> usize {
         self.slots.len()
@@ -237,16 +245,17 @@ impl Ledger {
     }
 
     /// Takes over a whole segment that the other end has made durable.
-    pub fn adopt_closed(&mut self, segment: usize, hash: Hash) {
+    pub fn adopt_closed(&mut self, segment: usize, hash: Hash, data: u64) {
         if matches!(self.slots[segment], Slot::Empty) {
             let first = segment as u64 * SEGMENT_CHUNKS;
             let end = (first + SEGMENT_CHUNKS) * CHUNK;
-            self.slots[segment] = Slot::Closed(hash, 0);
+            self.slots[segment] = Slot::Closed(hash, data);
+            self.data_bytes += data;
             self.done_bytes += end.min(self.size) - first * CHUNK;
         }
     }
 
-    /// Adds data bytes that `adopt_closed` could not know.
+    /// Takes over the other end's count of data bytes.
     pub fn set_data_bytes(&mut self, data_bytes: u64) {
         self.data_bytes = data_bytes;
     }

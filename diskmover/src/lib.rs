@@ -38,6 +38,7 @@ pub mod listener;
 pub mod local;
 pub mod medium;
 pub mod messages;
+pub mod mode;
 pub mod nbd;
 pub mod offer;
 pub mod opening;
@@ -52,7 +53,10 @@ pub mod publish;
 pub mod push;
 #[cfg(feature = "python")]
 mod py;
+pub mod qcow2;
+pub mod rebase;
 pub mod receipt;
+pub mod revision;
 pub mod seedlist;
 pub mod seeds;
 pub mod session;

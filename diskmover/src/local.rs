@@ -1,4 +1,4 @@
-//! The digest of a file, without a copy.
+//! The digest of a file or an export, without a copy.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -6,14 +6,21 @@ use std::sync::Mutex;
 use crate::digest::{self, CHUNK, Hash};
 use crate::error::{Code, MoverError, Result};
 use crate::ledger::Ledger;
+use crate::origin::Origin;
 use crate::plan::{Plan, Work};
 use crate::pool::lock;
-use crate::source::{FileSource, Source};
+use crate::source::Source;
 use crate::sys::{ALIGN, AlignedBuf};
 
 /// Size, bytes in blocks that are not zero, and root digest.
 pub fn digest(path: &Path) -> Result<(u64, u64, Hash)> {
-    digest_of(&FileSource::open(path)?, || false)
+    digest_at(&Origin::File(path.to_owned()))
+}
+
+/// The same of a file or an export.
+pub fn digest_at(origin: &Origin) -> Result<(u64, u64, Hash)> {
+    // The nonce is for identities, and none is needed here.
+    digest_of(&*origin.open(&[0; 16])?, || false)
 }
 
 /// The same of an open source; gives up when `stopping` says so.

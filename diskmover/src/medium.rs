@@ -43,6 +43,8 @@ pub struct Medium {
     direct_works: AtomicBool,
     zeroing: Zeroing,
     zeroing_works: AtomicBool,
+    /// Where in the file the volume begins.
+    start: u64,
 }
 
 impl Medium {
@@ -66,7 +68,19 @@ impl Medium {
             direct_works: AtomicBool::new(true),
             zeroing,
             zeroing_works: AtomicBool::new(true),
+            start: 0,
         })
+    }
+
+    /// The same, with the volume behind the first `start` bytes, which are whole
+    /// blocks.
+    pub fn behind(self, start: u64) -> Medium {
+        Medium { start, ..self }
+    }
+
+    /// Where in the file the volume begins.
+    pub fn start(&self) -> u64 {
+        self.start
     }
 
     /// The file, for what changes nothing in it.
@@ -76,6 +90,7 @@ impl Medium {
 
     /// Writes all of `data`; it comes in one go when memory and offset are aligned.
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let offset = self.start + offset;
         let mut at = 0;
         if let Some(direct) = self.direct_for(data.as_ptr() as usize, offset) {
             let whole = data.len() & !(ALIGN - 1);
@@ -93,6 +108,7 @@ impl Medium {
 
     /// Makes a range read as zero.
     pub fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
+        let offset = self.start + offset;
         let flag = match self.zeroing {
             _ if len == 0 => return Ok(()),
             Zeroing::Fresh => return Ok(()),
@@ -117,6 +133,7 @@ impl Medium {
     /// What is read comes from the device, not from memory, as far as the system
     /// lets us choose: it proves what a reboot would find.
     pub fn read(&self, offset: u64, len: usize, buffer: &mut [u8]) -> io::Result<()> {
+        let offset = self.start + offset;
         let mut at = 0;
         if let Some(direct) = self.direct_for(buffer.as_ptr() as usize, offset) {
             let whole = len & !(ALIGN - 1);

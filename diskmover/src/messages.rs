@@ -4,6 +4,7 @@
 use crate::digest::{CHUNK, Hash};
 use crate::entry::take;
 use crate::error::{Code, MoverError, Side};
+use crate::mode::CopyMode;
 use crate::source::Identity;
 
 /// Version that this code speaks.
@@ -91,6 +92,8 @@ impl Keys {
 pub struct Open {
     /// Identity of the source.
     pub identity: Identity,
+    /// What its bytes are.
+    pub mode: CopyMode,
     /// Id of the volume.
     pub volume: String,
 }
@@ -100,6 +103,7 @@ impl Open {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend(self.identity.encode());
+        out.push(self.mode as u8);
         put_text(&mut out, &self.volume);
         out
     }
@@ -107,9 +111,12 @@ impl Open {
     /// Parses a payload.
     pub fn decode(mut bytes: &[u8]) -> Option<Open> {
         let bytes = &mut bytes;
-        let identity = Identity::decode(take(bytes)?);
-        let volume = take_text(bytes)?;
-        bytes.is_empty().then_some(Open { identity, volume })
+        let open = Open {
+            identity: Identity::decode(take(bytes)?),
+            mode: take_mode(bytes)?,
+            volume: take_text(bytes)?,
+        };
+        bytes.is_empty().then_some(open)
     }
 }
 
@@ -152,6 +159,8 @@ pub struct Receipt {
     pub wire: u64,
     /// Root digest.
     pub root: Hash,
+    /// What its bytes are.
+    pub mode: CopyMode,
 }
 
 impl Receipt {
@@ -162,6 +171,7 @@ impl Receipt {
             out.extend(word.to_le_bytes());
         }
         out.extend(self.root);
+        out.push(self.mode as u8);
         put_text(&mut out, &self.volume);
         out
     }
@@ -172,6 +182,7 @@ impl Receipt {
         let mut word = || take(bytes).map(u64::from_le_bytes);
         let (size, data, wire) = (word()?, word()?, word()?);
         let root = take(bytes)?;
+        let mode = take_mode(bytes)?;
         let volume = take_text(bytes)?;
         bytes.is_empty().then_some(Receipt {
             volume,
@@ -179,6 +190,7 @@ impl Receipt {
             data,
             wire,
             root,
+            mode,
         })
     }
 }
@@ -238,6 +250,11 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend(bytes);
 }
 
+fn take_mode(bytes: &mut &[u8]) -> Option<CopyMode> {
+    let [mode] = take(bytes)?;
+    CopyMode::from_wire(mode)
+}
+
 fn take_text(bytes: &mut &[u8]) -> Option<String> {
     let [len] = take(bytes)?;
     let (text, rest) = bytes.split_at_checked(usize::from(len))?;
@@ -279,6 +296,7 @@ mod tests {
         refuse_all_cuts(&hello.encode(), Hello::decode);
         let open = Open {
             identity,
+            mode: CopyMode::GuestVisible,
             volume: "vda".into(),
         };
         assert_eq!(Open::decode(&open.encode()), Some(open.clone()));
@@ -289,7 +307,11 @@ mod tests {
             data: 2,
             wire: 3,
             root: [5; 32],
+            mode: CopyMode::GuestVisible,
         };
+        let mut unknown = receipt.encode();
+        unknown[56] = 2;
+        assert_eq!(Receipt::decode(&unknown), None, "a mode that is not known");
         assert_eq!(Receipt::decode(&receipt.encode()), Some(receipt.clone()));
         refuse_all_cuts(&receipt.encode(), Receipt::decode);
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::beneath;
 use crate::error::{Code, MoverError, Result};
 use crate::seeds::SeedSpec;
-use crate::target::{Care, Place, Proof, TargetSpec, Trust};
+use crate::target::{Care, Container, Place, Proof, TargetSpec, Trust};
 
 /// A directory for new files, and devices by the names that senders give them.
 #[derive(Clone, Debug)]
@@ -21,6 +21,10 @@ pub struct Offer {
     pub proof: Proof,
     /// Files whose content may be reused.
     pub seeds: Vec<SeedSpec>,
+    /// What is made of what is sent.
+    pub container: Container,
+    /// Whether a sender may bring a file that it placed up to date.
+    pub update: bool,
 }
 
 impl Offer {
@@ -32,6 +36,8 @@ impl Offer {
             trust: Trust::default(),
             proof: Proof::default(),
             seeds: Vec::new(),
+            container: Container::default(),
+            update: false,
         }
     }
 
@@ -72,6 +78,8 @@ impl Offer {
                 trust: self.trust,
                 proof: self.proof,
                 seeds: self.seeds.clone(),
+                container: self.container,
+                update: self.update,
             },
         }
     }

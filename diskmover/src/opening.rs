@@ -1,8 +1,9 @@
 //! Opening a target: what is there already, and what of it can be believed.
 //!
 //! ```text
-//! published before        -> the receipt answers
+//! published before        -> the receipt answers, or it is opened to go on from
 //! a journal of this copy  -> what it noted is there; the last of it is read back
+//! the copy that a dirty bitmap builds on -> all that did not change is there
 //! anything else           -> a base: compared with the source, chunk by chunk
 //! nothing                 -> a blank part
 //! ```
@@ -15,17 +16,36 @@ use rustix::io::Errno;
 use crate::audit::{self, Expected};
 use crate::beneath::{self, Names};
 use crate::device;
+use crate::digest::{Bitmap, Hash};
 use crate::error::{Code, MoverError, Result};
 use crate::journal::{Journal, Subject};
 use crate::ledger::Ledger;
 use crate::medium::Medium;
 use crate::messages::Receipt;
+use crate::mode::CopyMode;
 use crate::publish;
+use crate::qcow2::{Image, Layout};
+use crate::rebase;
 use crate::receipt::{self, FileId};
+use crate::revision::Revision;
 use crate::seeds::Seeds;
 use crate::source::Identity;
 use crate::sys;
-use crate::target::{Opened, Place, Target, TargetSpec, Trust};
+use crate::target::{Container, Opened, Place, Target, TargetSpec, Trust};
+
+/// What a sender announces of a volume.
+#[derive(Clone, Debug)]
+pub struct Announced {
+    /// Identity of the source.
+    pub identity: Identity,
+    /// What its bytes are.
+    pub mode: CopyMode,
+    /// What has changed since an earlier copy, if the sender knows.
+    pub revision: Option<Revision>,
+}
+
+/// Entries of a journal that are made durable together.
+const NOTED_AT_ONCE: usize = 4096;
 
 /// An open place for the bytes of a volume, held by this copy alone.
 pub struct Site {
@@ -57,6 +77,8 @@ pub struct Known {
     pub ledger: Ledger,
     /// Where that is noted.
     pub journal: Journal,
+    /// The image around it, if it gets one.
+    pub image: Option<Image>,
 }
 
 /// What stands at a target.
@@ -67,21 +89,33 @@ pub enum Found {
     Open(Site),
 }
 
-/// Opens the target of a source with this identity; resumes if it can.
+/// Opens the target of an announced source; resumes if it can.
 ///
 /// Reading back can take long: `go_on` is called meanwhile, and ends it.
 pub fn open(
     spec: &TargetSpec,
     tag: &str,
-    identity: Identity,
+    announced: &Announced,
     go_on: &(dyn Fn() -> bool + Sync),
 ) -> Result<Opened> {
+    let identity = announced.identity;
+    let image = image_for(spec, announced)?;
+    let (start, length) = match &image {
+        Some(image) => (image.layout().start(), image.layout().file_size()),
+        None => (0, identity.size),
+    };
+    // A published copy is touched only where the receiver's owner said so.
+    let since = announced.revision.as_ref().map(|revision| revision.since);
+    let since = since.filter(|_| spec.care.update);
     let found = match &spec.care.place {
-        Place::File => find_part(spec, tag, identity.size)?,
-        Place::Device { state } => device::find(spec, state, tag, identity.size)?,
+        Place::File => find_part(spec, tag, length, since)?,
+        Place::Device { state } => device::find(spec, state, tag, identity.size, since)?,
     };
     let site = match found {
-        Found::Published(receipt) => return Ok(Opened::Published(receipt)),
+        Found::Published(receipt) => {
+            publish::check_kind(spec, tag, &receipt, announced.mode)?;
+            return Ok(Opened::Published(receipt));
+        }
         Found::Open(site) => site,
     };
     let subject = Subject {
@@ -95,6 +129,7 @@ pub fn open(
     let blank = site.blank && seeds.is_empty();
     let unmeasured = |e| MoverError::target_io("cannot measure a target", &e);
     let medium = Medium::new(site.file, site.direct, blank).map_err(unmeasured)?;
+    let medium = medium.behind(start);
     let noted = match site.sized {
         true => Journal::load(&names, &subject)?,
         false => None,
@@ -102,16 +137,21 @@ pub fn open(
     let known = match noted {
         None => {
             if !site.sized {
-                let sized = medium.file().set_len(identity.size);
+                let sized = medium.file().set_len(length);
                 sized.map_err(|e| MoverError::target_io("cannot size a part", &e))?;
             }
-            Known {
+            let mut known = Known {
                 has_base: !site.blank,
                 seeds,
                 ledger: Ledger::new(identity.size),
                 journal: Journal::create(&names, &subject)?,
                 medium,
+                image,
+            };
+            if let Some(revision) = announced.revision.as_ref().filter(|_| !site.blank) {
+                known.build_on(revision, go_on)?;
             }
+            known
         }
         Some(noted) => {
             let suspects = match spec.care.trust {
@@ -124,16 +164,62 @@ pub fn open(
                 ledger: noted.ledger,
                 journal: noted.journal,
                 medium,
+                image,
             };
             known.distrust(&suspects, go_on)?;
+            if let Some(image) = &known.image {
+                image.resume(&known.ledger);
+            }
             known
         }
     };
-    let target = Target::new(spec, names, id, identity, known);
+    let target = Target::new(spec, names, id, announced, known);
     Ok(Opened::Receiving(Box::new(target)))
 }
 
+/// The image that the target becomes; None for the bytes as they are sent.
+fn image_for(spec: &TargetSpec, announced: &Announced) -> Result<Option<Image>> {
+    if spec.care.container == Container::AsSent {
+        return Ok(None);
+    }
+    if announced.mode != CopyMode::GuestVisible {
+        let text = format!(
+            "the target {:?} becomes a qcow2 image of what a guest sees, and a file was sent as it is; send it from an NBD export",
+            spec.name
+        );
+        return Err(MoverError::new(Code::SourceInvalid, text).at_receiver());
+    }
+    if spec.care.place != Place::File {
+        let text = format!("the device {:?} cannot become a qcow2 image", spec.name);
+        return Err(MoverError::new(Code::InvalidArgument, text).at_receiver());
+    }
+    let layout = Layout::of(announced.identity.size)?;
+    Ok(Some(Image::new(layout)))
+}
+
 impl Known {
+    /// Takes over what did not change, if the earlier copy stands here.
+    fn build_on(&mut self, revision: &Revision, go_on: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+        let note = |chunk, bitmap: &Bitmap| {
+            if let Some(image) = &self.image {
+                image.note(chunk, bitmap);
+            }
+        };
+        let size = self.ledger.size();
+        let unchanged = rebase::unchanged(&self.medium, size, revision, &note, go_on)?;
+        // Otherwise it is a base like any other: compared with all of the source.
+        let entries = unchanged.unwrap_or_default();
+        for some in entries.chunks(NOTED_AT_ONCE) {
+            let noted = self.journal.append(some);
+            noted.map_err(|e| MoverError::target_io("cannot write a journal", &e))?;
+            for entry in some {
+                let about_this_volume = entry.apply(&mut self.ledger);
+                debug_assert!(about_this_volume.is_some());
+            }
+        }
+        Ok(())
+    }
+
     /// Takes back what the suspected segments do not hold.
     fn distrust(&mut self, suspects: &[usize], go_on: &(dyn Fn() -> bool + Sync)) -> Result<()> {
         let expected: Vec<Expected> = suspects
@@ -157,13 +243,16 @@ impl Known {
 }
 
 /// The part of a file that is not there yet.
-fn find_part(spec: &TargetSpec, tag: &str, size: u64) -> Result<Found> {
+fn find_part(spec: &TargetSpec, tag: &str, size: u64, since: Option<Hash>) -> Result<Found> {
     let names = Names::open(&spec.root, &spec.name, tag)?;
     if let Some(found) = receipt::published(&names)? {
         // Killed between publishing and tidying up.
         names.remove(&names.journal)?;
         names.remove(&names.part)?;
-        return Ok(Found::Published(found));
+        if since != Some(found.root) {
+            return Ok(Found::Published(found));
+        }
+        publish::reopen(&names)?;
     }
     publish::refuse_existing(&names)?;
     let file = open_part(&names)?;

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex};
 
 use rustix::fs::SeekFrom;
 
+use crate::mode::CopyMode;
+use crate::opening::Announced;
 use crate::pool::lock;
 
 thread_local! {
@@ -192,8 +194,13 @@ mod tests {
                     ..Care::default()
                 },
             };
+            let announced = Announced {
+                identity,
+                mode: CopyMode::Verbatim,
+                revision: None,
+            };
             connect(Some(Arc::clone(&self.grid)));
-            let opened = opening::open(&spec, "t", identity, &|| true);
+            let opened = opening::open(&spec, "t", &announced, &|| true);
             connect(None);
             opened.map(|opened| match opened {
                 Opened::Receiving(target) => target,

@@ -18,10 +18,11 @@ use crate::beneath::{self, Names};
 use crate::digest;
 use crate::error::{Code, MoverError, Result};
 use crate::messages::Receipt;
+use crate::mode::CopyMode;
 use crate::opening;
 use crate::receipt;
 use crate::sys;
-use crate::target::TargetSpec;
+use crate::target::{Container, Place, TargetSpec};
 
 /// Fails when something stands under the final name.
 pub fn refuse_existing(names: &Names) -> Result<()> {
@@ -31,8 +32,14 @@ pub fn refuse_existing(names: &Names) -> Result<()> {
     }
 }
 
-/// Publishes a verified part.
-pub fn publish(names: &Names, part: &File, spec: &TargetSpec, proof: &Receipt) -> Result<()> {
+/// Publishes a verified part, which has `length` bytes.
+pub fn publish(
+    names: &Names,
+    part: &File,
+    spec: &TargetSpec,
+    proof: &Receipt,
+    length: u64,
+) -> Result<()> {
     let failed = |what: &str, e: Errno| names.failed(what, &names.part, e);
     rustix::fs::fchmod(part, Mode::from_raw_mode(spec.mode))
         .map_err(|e| failed("cannot chmod", e))?;
@@ -43,7 +50,7 @@ pub fn publish(names: &Names, part: &File, spec: &TargetSpec, proof: &Receipt) -
     rustix::fs::fsync(part).map_err(|e| failed("cannot make durable", e))?;
     let stat = rustix::fs::fstat(part).map_err(|e| failed("cannot stat", e))?;
     let id = receipt::file_id(names, &names.part)?;
-    let (Some(id), 1, true) = (id, stat.st_nlink, stat.st_size as u64 == proof.size) else {
+    let (Some(id), 1, true) = (id, stat.st_nlink, stat.st_size as u64 == length) else {
         let text = format!(
             "{} was replaced, linked or cut by somebody else",
             names.part
@@ -62,6 +69,59 @@ pub fn publish(names: &Names, part: &File, spec: &TargetSpec, proof: &Receipt) -
     names.sync_dir()?;
     names.remove(&names.journal)?;
     names.sync_dir()
+}
+
+/// Makes a part again of what this tag has published, to go on from it.
+///
+/// Killed anywhere, the part holds the copy, and only its content vouches for it.
+pub fn reopen(names: &Names) -> Result<()> {
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let failed = |e: Errno| names.failed("cannot go on from", &names.base, e);
+    let file = beneath::open(&names.dir, &names.base, flags, Mode::empty()).map_err(failed)?;
+    // QEMU locks what it uses, too.
+    let free = sys::try_lock(&file)
+        .map_err(|e| MoverError::target_io("cannot lock an earlier copy", &e))?;
+    if !free {
+        let text = format!(
+            "{:?} is in use, so it cannot be brought up to date; stop its user first",
+            names.shown
+        );
+        return Err(MoverError::new(Code::TargetBusy, text).at_receiver());
+    }
+    let (dir, flags) = (&names.dir, RenameFlags::NOREPLACE);
+    rustix::fs::renameat_with(dir, &names.base, dir, &names.part, flags).map_err(failed)?;
+    names.sync_dir()?;
+    names.remove(&names.receipt)?;
+    names.sync_dir()
+}
+
+/// Fails when what this tag has published is something else than is sent now: a
+/// receipt must not answer for it.
+pub fn check_kind(spec: &TargetSpec, tag: &str, found: &Receipt, mode: CopyMode) -> Result<()> {
+    let is_image = match spec.care.place {
+        Place::Device { .. } => false,
+        Place::File => {
+            let names = Names::open(&spec.root, &spec.name, tag)?;
+            let stat = rustix::fs::statat(&names.dir, &names.base, AtFlags::SYMLINK_NOFOLLOW);
+            let stat = stat.map_err(|e| names.failed("cannot stat", &names.base, e))?;
+            stat.st_size as u64 != found.size
+        }
+    };
+    let becomes_image = spec.care.container == Container::Qcow2;
+    if (found.mode, is_image) == (mode, becomes_image) {
+        return Ok(());
+    }
+    let kind = |mode: CopyMode, is_image| match is_image {
+        true => "a qcow2 image of what the guest sees".to_owned(),
+        false => format!("a {} copy", mode.name()),
+    };
+    let text = format!(
+        "this copy has placed {:?} before as {}, and now it would be {}; move it out of the way",
+        spec.name,
+        kind(found.mode, is_image),
+        kind(mode, becomes_image),
+    );
+    Err(MoverError::new(Code::TargetExists, text).at_receiver())
 }
 
 /// Creates the part of a copy before the copy begins.

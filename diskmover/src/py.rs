@@ -15,12 +15,12 @@ use rustix::io::Errno;
 
 use crate::beneath;
 use crate::device;
-use crate::digest::{CHUNK, hex};
+use crate::digest::{CHUNK, hex, parse_hex};
 use crate::effort::Compression;
 use crate::error::{Code, MoverError, Result};
 use crate::listener::{self, Limits};
 use crate::messages;
-use crate::nbd::address::{Address, ExportSpec};
+use crate::nbd::address::{Address, Changes, ExportSpec};
 use crate::offer::Offer;
 use crate::origin::Origin;
 use crate::priority::IoPriority;
@@ -29,7 +29,7 @@ use crate::publish;
 use crate::push;
 use crate::seeds::SeedSpec;
 use crate::session::{Opening, Phase};
-use crate::target::{Care, Place, Proof, TargetSpec, Trust};
+use crate::target::{Care, Container, Place, Proof, TargetSpec, Trust};
 use crate::tls::TlsFiles;
 use crate::{error, local};
 
@@ -38,20 +38,27 @@ const FEW: usize = 4;
 const MANY: usize = 32;
 
 type Tls = (PathBuf, PathBuf, PathBuf);
+type Placing = (
+    Option<PathBuf>,
+    bool,
+    bool,
+    Vec<(PathBuf, String)>,
+    bool,
+    bool,
+);
 type Incoming = (
     (String, PathBuf, String),
     u64,
     (u32, Option<u32>, Option<u32>),
-    (Option<PathBuf>, bool, bool, Vec<(PathBuf, String)>),
+    Placing,
 );
-type Nbd = (String, String, Option<String>);
+type Nbd = (String, String, Option<String>, Option<(String, String)>);
 type Outgoing = (String, Option<PathBuf>, Option<Nbd>, Option<u64>);
 type Eta = (Option<f64>, Option<f64>, Option<f64>);
 type Progress = (u64, u64, u64, u64, u64, Eta, &'static str, u64);
 type Receipt = (String, u64, u64, u64, u64, u64, String, &'static str);
 type Status = (&'static str, Progress, Vec<Receipt>, Option<Py<PyAny>>);
 
-const MODE: &str = "verbatim";
 /// Nobody who is let in needs longer for handshake and HELLO.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -130,6 +137,13 @@ fn proof(readback: bool) -> Proof {
     }
 }
 
+fn container(qcow2: bool) -> Container {
+    match qcow2 {
+        true => Container::Qcow2,
+        false => Container::AsSent,
+    }
+}
+
 fn seeds(names: Vec<(PathBuf, String)>) -> Vec<SeedSpec> {
     let seed = |(root, name)| SeedSpec { root, name };
     names.into_iter().map(seed).collect()
@@ -138,10 +152,10 @@ fn seeds(names: Vec<(PathBuf, String)>) -> Vec<SeedSpec> {
 fn origin(path: Option<PathBuf>, nbd: Option<Nbd>) -> Result<Origin> {
     match (path, nbd) {
         (Some(path), None) => Ok(Origin::File(path)),
-        (None, Some((address, name, content_id))) => Ok(Origin::Nbd(ExportSpec {
+        (None, Some((address, name, content_id, changes))) => Ok(Origin::Nbd(ExportSpec {
             address: Address::parse(&address)?,
             name,
-            bitmap: None,
+            changes: changes.map(self::changes).transpose()?,
             content_id,
         })),
         _ => {
@@ -149,6 +163,12 @@ fn origin(path: Option<PathBuf>, nbd: Option<Nbd>) -> Result<Origin> {
             Err(MoverError::new(Code::InvalidArgument, text))
         }
     }
+}
+
+fn changes((bitmap, since): (String, String)) -> Result<Changes> {
+    let text = format!("{since:?} is not a digest of 64 hexadecimal digits");
+    let since = parse_hex(&since).ok_or(MoverError::new(Code::InvalidArgument, text))?;
+    Ok(Changes { bitmap, since })
 }
 
 fn progress_tuple(p: progress::Progress) -> Progress {
@@ -173,7 +193,7 @@ fn receipt_tuple(r: messages::Receipt) -> Receipt {
         r.wire,
         CHUNK,
         hex(&r.root),
-        MODE,
+        r.mode.name(),
     )
 }
 
@@ -226,7 +246,7 @@ impl Receiver {
         let key = secret(key).map_err(|e| raise(py, &e))?;
         let spec = |incoming: Incoming| {
             let ((volume, root, name), size, (mode, uid, gid), care) = incoming;
-            let (state, paranoid, readback, seeds) = care;
+            let (state, paranoid, readback, seeds, qcow2, update) = care;
             TargetSpec {
                 volume,
                 root,
@@ -240,6 +260,8 @@ impl Receiver {
                     trust: trust(paranoid),
                     proof: proof(readback),
                     seeds: self::seeds(seeds),
+                    container: container(qcow2),
+                    update,
                 },
             }
         };
@@ -270,6 +292,7 @@ impl Receiver {
         py.detach(|| self.inner.close_session(session_id));
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn serve_names(
         &self,
         py: Python<'_>,
@@ -278,6 +301,8 @@ impl Receiver {
         paranoid: bool,
         readback: bool,
         seeds: Vec<(PathBuf, String)>,
+        qcow2: bool,
+        update: bool,
     ) -> PyResult<()> {
         let offer = Offer {
             root,
@@ -285,6 +310,8 @@ impl Receiver {
             trust: trust(paranoid),
             proof: proof(readback),
             seeds: self::seeds(seeds),
+            container: container(qcow2),
+            update,
         };
         detached(py, || self.inner.serve_names(offer))
     }
@@ -414,8 +441,12 @@ fn discard_published(py: Python<'_>, root: PathBuf, name: &str, tag: &str) -> Py
 }
 
 #[pyfunction]
-fn digest(py: Python<'_>, path: PathBuf) -> PyResult<(u64, u64, u64, u64, String)> {
-    let (size, data, root) = detached(py, || local::digest(&path))?;
+fn digest(
+    py: Python<'_>,
+    path: Option<PathBuf>,
+    nbd: Option<Nbd>,
+) -> PyResult<(u64, u64, u64, u64, String)> {
+    let (size, data, root) = detached(py, || local::digest_at(&origin(path, nbd)?))?;
     Ok((size, data, size - data, CHUNK, hex(&root)))
 }
 

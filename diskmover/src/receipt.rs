@@ -14,6 +14,7 @@ use crate::beneath::{self, Names};
 use crate::digest::{Hash, hex};
 use crate::error::Result;
 use crate::messages::Receipt;
+use crate::mode::CopyMode;
 
 const TITLE: &str = "diskmover receipt 1";
 
@@ -47,12 +48,13 @@ pub fn file_id(names: &Names, file: &str) -> Result<Option<FileId>> {
 /// Writes the receipt for the file that now stands under `names.part`, durably.
 pub fn write(names: &Names, receipt: &Receipt, id: FileId) -> Result<()> {
     let mut text = format!(
-        "{TITLE}\nvolume {}\nsize_bytes {}\ndata_bytes {}\nwire_bytes {}\ndigest {}\ninode {}\nborn_ns {}\n",
+        "{TITLE}\nvolume {}\nsize_bytes {}\ndata_bytes {}\nwire_bytes {}\ndigest {}\nmode {}\ninode {}\nborn_ns {}\n",
         hex(receipt.volume.as_bytes()),
         receipt.size,
         receipt.data,
         receipt.wire,
         hex(&receipt.root),
+        receipt.mode.name(),
         id.inode,
         id.born_ns,
     );
@@ -111,6 +113,7 @@ fn parse(text: &str) -> Option<(Receipt, FileId)> {
     let data = field("data_bytes")?.parse().ok()?;
     let wire = field("wire_bytes")?.parse().ok()?;
     let root: Hash = unhex(field("digest")?)?.try_into().ok()?;
+    let mode = CopyMode::from_name(field("mode")?)?;
     let inode = field("inode")?.parse().ok()?;
     let born_ns = field("born_ns")?.parse().ok()?;
     Some((
@@ -120,6 +123,7 @@ fn parse(text: &str) -> Option<(Receipt, FileId)> {
             data,
             wire,
             root,
+            mode,
         },
         FileId { inode, born_ns },
     ))
@@ -152,6 +156,7 @@ mod tests {
             data: 1,
             wire: 9,
             root: [7; 32],
+            mode: CopyMode::GuestVisible,
         };
         let id = file_id(&names, &names.part).unwrap().unwrap();
         write(&names, &receipt, id).unwrap();
@@ -179,6 +184,7 @@ mod tests {
             data: 1,
             wire: 9,
             root: [7; 32],
+            mode: CopyMode::GuestVisible,
         };
         write(&names, &receipt, id).unwrap();
         let path = dir.path().join(&names.receipt);

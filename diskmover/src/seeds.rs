@@ -139,7 +139,13 @@ impl Seeds {
         let from = u64::from(*block) * PIECE as u64;
         let is_right = |piece: &[u8]| *blake3::hash(piece).as_bytes() == *hash;
         if piece.len() == PIECE && self.shares.load(Ordering::Relaxed) {
-            match sys::share(&seed.file, from, target.file(), offset, PIECE as u64) {
+            match sys::share(
+                &seed.file,
+                from,
+                target.file(),
+                target.start() + offset,
+                PIECE as u64,
+            ) {
                 Ok(()) => {
                     // What counts is what the target reads as now.
                     target.read(offset, PIECE, piece)?;

@@ -401,7 +401,7 @@ impl Session {
                     self.chunks(&header, link)?;
                     self.push(link, header, Cargo::Zeros)
                 }
-                Kind::Open | Kind::Finish => {
+                Kind::Dirty | Kind::Open | Kind::Finish => {
                     let Ok(payload) = link.recv_small(&header) else {
                         return Ok(());
                     };

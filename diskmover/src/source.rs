@@ -14,8 +14,10 @@ use rustix::io::Errno;
 
 use crate::digest::{self, Bitmap};
 use crate::error::{Code, MoverError, Result};
+use crate::mode::CopyMode;
 use crate::plan::Extents;
 use crate::pool::lock;
+use crate::revision::Revision;
 use crate::sys::ALIGN;
 
 /// The time of a write that nobody sees.
@@ -46,6 +48,16 @@ pub struct Identity {
 pub trait Source: Send + Sync {
     /// As it was when it was opened.
     fn identity(&self) -> Identity;
+
+    /// What its bytes are.
+    fn mode(&self) -> CopyMode {
+        CopyMode::Verbatim
+    }
+
+    /// What has changed since an earlier copy, if that is known.
+    fn revision(&self) -> Option<&Revision> {
+        None
+    }
 
     /// Where its data is; without trust in reported holes, everywhere.
     fn extents(&self, trust_holes: bool) -> Result<Box<dyn Extents + Send>>;

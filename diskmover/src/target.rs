@@ -16,9 +16,11 @@ use crate::journal::Journal;
 use crate::ledger::Ledger;
 use crate::medium::Medium;
 use crate::messages::Receipt;
-use crate::opening::Known;
+use crate::mode::CopyMode;
+use crate::opening::{Announced, Known};
 use crate::pool::lock;
 use crate::publish;
+use crate::qcow2::Image;
 use crate::receipt::FileId;
 use crate::seeds::{SeedSpec, Seeds};
 use crate::source::Identity;
@@ -56,6 +58,21 @@ pub struct Care {
     pub proof: Proof,
     /// Files whose content may be reused.
     pub seeds: Vec<SeedSpec>,
+    /// What is made of it.
+    pub container: Container,
+    /// What this copy has published may be brought up to date in place, by a
+    /// sender that knows what changed since.
+    pub update: bool,
+}
+
+/// What a target is made into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Container {
+    /// Nothing: it gets the bytes that are sent.
+    #[default]
+    AsSent,
+    /// A qcow2 image, of what a guest sees.
+    Qcow2,
 }
 
 /// What the name of a target stands for.
@@ -126,6 +143,8 @@ pub struct Target {
     seeds: Seeds,
     /// The source that it is a copy of.
     pub identity: Identity,
+    mode: CopyMode,
+    image: Option<Image>,
     /// Bytes that were durable when it was opened.
     pub resumed: u64,
     book: Mutex<Book>,
@@ -138,7 +157,7 @@ impl Target {
         spec: &TargetSpec,
         names: Names,
         id: FileId,
-        identity: Identity,
+        announced: &Announced,
         known: Known,
     ) -> Target {
         Target {
@@ -148,7 +167,9 @@ impl Target {
             medium: known.medium,
             has_base: known.has_base,
             seeds: known.seeds,
-            identity,
+            identity: announced.identity,
+            mode: announced.mode,
+            image: known.image,
             resumed: known.ledger.done_bytes(),
             book: Mutex::new(Book {
                 ledger: known.ledger,
@@ -297,6 +318,9 @@ impl Target {
     /// Writes the 64 KiB blocks of a chunk that `mask` covers; `data` holds the
     /// blocks of the whole chunk that `bitmap` marks.
     fn write_blocks(&self, chunk: u64, mask: Mask, bitmap: &Bitmap, data: &[u8]) -> Result<()> {
+        if let Some(image) = &self.image {
+            image.note(chunk, bitmap);
+        }
         let len = digest::chunk_len(self.size(), chunk);
         let mut taken = 0;
         let mut block = 0;
@@ -342,6 +366,9 @@ impl Target {
             return self.conflict(first);
         };
         for run in missing {
+            if let Some(image) = &self.image {
+                image.note_zeros(run.clone());
+            }
             let start = run.start * CHUNK;
             self.zero(start, (run.end * CHUNK).min(size) - start)?;
         }
@@ -453,15 +480,43 @@ impl Target {
                 data: book.ledger.data_bytes(),
                 wire,
                 root: book.ledger.root().unwrap_or_default(),
+                mode: self.mode,
             }
         };
         let file = self.medium.file();
+        let length = match &self.image {
+            Some(image) => image.layout().file_size(),
+            None => receipt.size,
+        };
+        self.map_image()?;
         let published = match self.spec.care.place {
-            Place::File => publish::publish(&self.names, file, &self.spec, &receipt),
+            Place::File => publish::publish(&self.names, file, &self.spec, &receipt, length),
             Place::Device { .. } => device::publish(&self.names, file, self.id, &receipt),
         };
         published.map_err(|e| e.in_volume(&self.spec.volume))?;
         Ok(receipt)
+    }
+
+    /// Makes the part an image, if it is to become one.
+    fn map_image(&self) -> Result<()> {
+        let Some(image) = &self.image else {
+            return Ok(());
+        };
+        let file = self.medium.file();
+        let written = image.write(file).and_then(|()| self.medium.sync());
+        written.map_err(|e| self.failed("cannot write the tables of", &e))?;
+        if self.spec.care.proof == Proof::Readback {
+            let same = image.is_written(file);
+            let same = same.map_err(|e| self.failed("cannot read back the tables of", &e))?;
+            if !same {
+                let text = format!(
+                    "{} does not give back the tables of the image that were written to it; nothing was published. Check the device",
+                    self.names.shown
+                );
+                return Err(self.about(MoverError::new(Code::TargetIo, text)));
+            }
+        }
+        Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<()> {

@@ -23,6 +23,7 @@ use crate::link::{Link, LinkError};
 use crate::messages::{self, Hello, Open, Receipt, VERSION};
 use crate::pool::lock;
 use crate::push::{Finish, Parcel, Shared};
+use crate::revision::Revision;
 use crate::session::TICK;
 use crate::stages::count;
 use crate::tls;
@@ -256,12 +257,16 @@ fn open_volumes(shared: &Shared, link: &Link) -> std::result::Result<(), End> {
     for (index, volume) in shared.volumes.iter().enumerate() {
         let open = Open {
             identity: volume.source.identity(),
+            mode: volume.source.mode(),
             volume: volume.id.clone(),
         };
-        let payload = open.encode();
-        let mut header = Header::new(Kind::Open, index as u16);
-        header.payload_len = payload.len() as u32;
-        link.send(&header, &[&payload]).map_err(broken)?;
+        let changes = volume.source.revision().map(Revision::encode);
+        let frames = changes.into_iter().flatten().map(|p| (Kind::Dirty, p));
+        for (kind, payload) in frames.chain([(Kind::Open, open.encode())]) {
+            let mut header = Header::new(kind, index as u16);
+            header.payload_len = payload.len() as u32;
+            link.send(&header, &[&payload]).map_err(broken)?;
+        }
         loop {
             let answer = link.recv_header(None).map_err(broken)?;
             let payload = link.recv_small(&answer).map_err(broken)?;
@@ -472,6 +477,7 @@ fn keep_receipt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
 fn read_receipt(volume: &Volume, payload: &[u8]) -> Result<Receipt> {
     let about = |receipt: &Receipt| {
         (&receipt.volume, receipt.size) == (&volume.id, volume.size())
+            && receipt.mode == volume.source.mode()
             && receipt.data <= receipt.size
     };
     Receipt::decode(payload).filter(about).ok_or_else(|| {

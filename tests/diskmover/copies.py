@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from diskmover import IncomingVolume, OutgoingVolume, Push, Receipt, Receiver, TlsFiles
 from diskmover.certs import uri_of
@@ -31,11 +32,12 @@ class Copies:
         size_bytes: int,
         tag: str | None = None,
         limit: int | None = None,
+        **placing: Any,
     ) -> Push:
-        """Begin to copy a source to a target."""
+        """Begin to copy a source to a target; `placing` as in `IncomingVolume`."""
         tag = tag or f"t{next(self._numbers)}"
         session, key = f"session of {tag}", secrets.token_bytes(32)
-        incoming = IncomingVolume("vda", target.parent, target.name, size_bytes)
+        incoming = IncomingVolume("vda", target.parent, target.name, size_bytes, **placing)
         self.receiver.open_session(
             session, key, sender=uri_of("source"), volumes=[incoming], tag=tag
         )
@@ -52,13 +54,23 @@ class Copies:
         )
 
     def copy(
-        self, source: Path | NbdExport, target: Path, *, size_bytes: int, tag: str | None = None
+        self,
+        source: Path | NbdExport,
+        target: Path,
+        *,
+        size_bytes: int,
+        tag: str | None = None,
+        **placing: Any,
     ) -> Receipt:
         """Copy a source to a target; the receipt."""
-        push = self.start(source, target, size_bytes=size_bytes, tag=tag)
-        try:
-            receipts = push.wait(_PATIENCE_SECONDS)
-        finally:
-            push.cancel()
-        assert receipts is not None, push.progress()
-        return receipts[0]
+        return finish(self.start(source, target, size_bytes=size_bytes, tag=tag, **placing))
+
+
+def finish(push: Push) -> Receipt:
+    """Wait for the end of a copy of one volume; the receipt."""
+    try:
+        receipts = push.wait(_PATIENCE_SECONDS)
+    finally:
+        push.cancel()
+    assert receipts is not None, push.progress()
+    return receipts[0]

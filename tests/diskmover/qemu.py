@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import time
@@ -36,6 +37,13 @@ def write(path: Path, *commands: str, image_format: str = "qcow2") -> None:
 def compare(left: Path, left_format: str, right: Path, right_format: str) -> None:
     """Fail unless a guest sees the same on both."""
     run("qemu-img", "compare", "-q", "-f", left_format, "-F", right_format, left, right)
+
+
+def check(image: Path) -> None:
+    """Fail unless `qemu-img check` finds nothing at all in a qcow2 image."""
+    found = json.loads(run("qemu-img", "check", "--output=json", "-f", "qcow2", image))
+    bad = ("check-errors", "leaks", "corruptions")
+    assert not {key: found[key] for key in bad if found.get(key)}, found
 
 
 @contextmanager

@@ -22,6 +22,7 @@ SEGMENT = 64
 HEADER = struct.Struct("<2sBBHHIQQ32s")
 ZERO = bytes(32)
 
+VERBATIM = bytes([0])
 HELLO, OPEN, DATA, ZEROS, FINISH = 1, 2, 3, 4, 5
 WELCOME, STATE, OPENED, ACK, RECEIPT = 16, 17, 18, 19, 20
 ERROR, PING = 30, 31
@@ -221,7 +222,7 @@ def push(wire: Wire, path: Path, name: str, *, compress: bool) -> dict[str, obje
     wire.send(Frame(HELLO, payload=hello + text(f"open/{name}") + text("any")))
     assert wire.expect(WELCOME).payload == struct.pack("<H", 1)
     identity = struct.pack("<QqqQ", size, 1, 2, 3)
-    wire.send(Frame(OPEN, payload=identity + text(name)))
+    wire.send(Frame(OPEN, payload=identity + VERBATIM + text(name)))
     while wire.expect(STATE, OPENED).kind == STATE:
         pass  # what is there already may be sent again
     chunks = []
@@ -250,7 +251,7 @@ def push(wire: Wire, path: Path, name: str, *, compress: bool) -> dict[str, obje
 def read_receipt(payload: bytes) -> dict[str, object]:
     """The fields of a receipt."""
     size, data, wire_bytes = struct.unpack("<QQQ", payload[:24])
-    volume, rest = take_text(payload[56:])
+    volume, rest = take_text(payload[57:])
     assert rest == b""
     return {
         "volume_id": volume,
@@ -258,6 +259,7 @@ def read_receipt(payload: bytes) -> dict[str, object]:
         "data_bytes": data,
         "wire_bytes": wire_bytes,
         "digest": payload[24:56].hex(),
+        "mode": ["verbatim", "guest-visible"][payload[56]],
     }
 
 
@@ -282,7 +284,8 @@ def serve_one(wire: Wire) -> Arrived:
     wire.send(Frame(WELCOME, volume=1, payload=struct.pack("<H", 1)))
     opening = wire.expect(OPEN).payload
     size = int.from_bytes(opening[:8], "little")
-    name, rest = take_text(opening[32:])
+    mode = opening[32:33]
+    name, rest = take_text(opening[33:])
     assert (session, rest) == (f"open/{name}", b"")
     wire.send(Frame(OPENED))
     arrived = Arrived(name, bytearray(size))
@@ -293,7 +296,7 @@ def serve_one(wire: Wire) -> Arrived:
     assert frame.payload[:32] == root
     assert frame.auth == frame.authenticator(root)
     data = sum(len(split(chunk)[1]) for chunk in _chunks(arrived.content))
-    proof = struct.pack("<QQQ", size, data, 0) + root + text(name)
+    proof = struct.pack("<QQQ", size, data, 0) + root + mode + text(name)
     wire.send(Frame(RECEIPT, payload=proof))
     return arrived
 

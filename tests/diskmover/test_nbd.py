@@ -12,6 +12,7 @@ from diskmover import ErrorCode, MoverError, NbdExport, digest
 from tests.diskmover import qemu
 from tests.diskmover.copies import Copies
 from tests.diskmover.qemu import MIB
+from tests.diskmover.stranger import digest_of
 
 SIZE = 24 * MIB + 512
 
@@ -81,6 +82,8 @@ def test_what_arrives_is_what_the_guest_sees(
     assert target.stat().st_size == SIZE
     found = digest(target)
     assert (receipt.digest, receipt.data_bytes) == (found.digest, found.data_bytes)
+    assert receipt.mode == "guest-visible"
+    assert receipt.digest == digest_of(target), "a stranger finds another digest"
 
 
 def test_a_raw_image_can_be_exported_too(copies: Copies, tmp_path: Path) -> None:

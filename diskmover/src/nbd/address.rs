@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use crate::digest::Hash;
 use crate::error::{Code, MoverError, Result};
 
 /// Longest name of an export or a bitmap that the protocol allows.
@@ -24,11 +25,20 @@ pub struct ExportSpec {
     pub address: Address,
     /// Name of the export; the default export has the empty one.
     pub name: String,
-    /// Dirty bitmap of the export that tells what to read; None to read all.
-    pub bitmap: Option<String>,
+    /// Dirty bitmap that tells what changed, and since when; None to read all.
+    pub changes: Option<Changes>,
     /// Promise of the caller that the same id stands for the same bytes, so that
     /// another attempt can go on where this one stopped.
     pub content_id: Option<String>,
+}
+
+/// A dirty bitmap of an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// Its name.
+    pub bitmap: String,
+    /// Root digest of the copy that was made when it began.
+    pub since: Hash,
 }
 
 impl Address {
@@ -63,7 +73,8 @@ impl fmt::Display for Address {
 impl ExportSpec {
     /// Fails when a name is too long.
     pub fn check(&self) -> Result<()> {
-        let longest = self.bitmap.as_ref().map_or(0, |bitmap| bitmap.len() + 64);
+        let changes = self.changes.as_ref();
+        let longest = changes.map_or(0, |changes| changes.bitmap.len() + 64);
         if self.name.len().max(longest) > MAX_NAME {
             let text = "the name of an export or a bitmap is longer than NBD allows";
             return Err(MoverError::new(Code::InvalidArgument, text));

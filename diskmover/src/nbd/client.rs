@@ -15,10 +15,15 @@ use crate::nbd::proto::{self, CHUNK_MAGIC, SIMPLE_REPLY_MAGIC, chunk, command};
 use crate::nbd::socket::Wire;
 use crate::nbd::status::Extent;
 
-/// Time for the handshake.
-pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for the answers to the requests of one call.
-const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a server may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For connecting, and then for the handshake.
+    pub hello: Duration,
+    /// For the answers to the requests of one call.
+    pub reply: Duration,
+}
+
 /// Bytes of a READ: small enough for caches, large enough to cost little.
 const REQUEST_BYTES: u64 = 256 << 10;
 /// Most requests under way.
@@ -31,10 +36,20 @@ const MAX_EXTENTS: u32 = 1 << 20;
 const MAX_MESSAGE: u32 = 1 << 13;
 const READ_AHEAD: usize = 16 << 10;
 
+impl Default for Patience {
+    fn default() -> Self {
+        Patience {
+            hello: Duration::from_secs(10),
+            reply: Duration::from_secs(60),
+        }
+    }
+}
+
 /// A connection to an export.
 pub struct Client<W: Wire> {
     wire: BufReader<W>,
     export: Export,
+    patience: Patience,
     cookie: u64,
 }
 
@@ -54,13 +69,19 @@ struct Head {
 
 impl<W: Wire> Client<W> {
     /// Shakes hands over a fresh connection.
-    pub fn new(mut wire: W, name: &str, contexts: &[String]) -> Result<Client<W>> {
-        wire.arm(HELLO_TIMEOUT);
+    pub fn new(
+        mut wire: W,
+        name: &str,
+        contexts: &[String],
+        patience: Patience,
+    ) -> Result<Client<W>> {
+        wire.arm(patience.hello);
         let mut wire = BufReader::with_capacity(READ_AHEAD, wire);
         let export = handshake::negotiate(&mut Both(&mut wire), name, contexts)?;
         Ok(Client {
             wire,
             export,
+            patience,
             cookie: 0,
         })
     }
@@ -75,7 +96,7 @@ impl<W: Wire> Client<W> {
     /// The ranges are multiples of the smallest block and lie in the buffer.
     /// After an error the connection is of no more use.
     pub fn read(&mut self, ranges: &[Range<u64>], base: u64, buffer: &mut [u8]) -> Result<()> {
-        self.wire.get_mut().arm(REPLY_TIMEOUT);
+        self.wire.get_mut().arm(self.patience.reply);
         let most = REQUEST_BYTES.min(u64::from(self.export.max_block));
         let mut requests = ranges.iter().flat_map(|range| pieces(range, most));
         let mut open: Vec<Reading> = Vec::with_capacity(WINDOW);
@@ -110,7 +131,7 @@ impl<W: Wire> Client<W> {
     ///
     /// After `NbdError::Server` the connection can still be used.
     pub fn block_status(&mut self, offset: u64, len: u32) -> Result<Vec<Vec<Extent>>> {
-        self.wire.get_mut().arm(REPLY_TIMEOUT);
+        self.wire.get_mut().arm(self.patience.reply);
         self.cookie += 1;
         let request = proto::request(command::BLOCK_STATUS, self.cookie, offset, len);
         self.wire.get_mut().write_all(&request)?;

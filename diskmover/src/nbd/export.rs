@@ -4,15 +4,18 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::digest::{self, Bitmap, CHUNK};
+use crate::digest::{self, Bitmap, CHUNK, Hash};
 use crate::error::{Code, MoverError, Result};
+use crate::mode::CopyMode;
 use crate::nbd::address::ExportSpec;
+use crate::nbd::client::Patience;
 use crate::nbd::error::NbdError;
 use crate::nbd::handshake::{ALLOCATION, DIRTY_PREFIX};
 use crate::nbd::pool::Pool;
 use crate::nbd::proto::{allocation, bitmap};
 use crate::nbd::status::Known;
 use crate::plan::Extents;
+use crate::revision::Revision;
 use crate::source::{Identity, Source};
 
 /// Bytes that one BLOCK_STATUS asks about.
@@ -25,6 +28,7 @@ pub struct NbdSource {
     shown: String,
     pool: Arc<Pool>,
     identity: Identity,
+    revision: Option<Revision>,
 }
 
 /// The contexts in the order in which they are asked for.
@@ -36,6 +40,7 @@ enum Context {
 
 /// What a context tells of the whole export, a window at a time.
 struct Map {
+    shown: String,
     pool: Arc<Pool>,
     context: Context,
     known: Known,
@@ -44,15 +49,22 @@ struct Map {
 impl NbdSource {
     /// Connects; `nonce` makes an identity of content that has no name.
     pub fn open(spec: &ExportSpec, nonce: &[u8; 16]) -> Result<NbdSource> {
+        NbdSource::open_within(spec, nonce, Patience::default())
+    }
+
+    /// The same with other deadlines.
+    pub fn open_within(
+        spec: &ExportSpec,
+        nonce: &[u8; 16],
+        patience: Patience,
+    ) -> Result<NbdSource> {
         spec.check()?;
         let shown = spec.to_string();
         let mut contexts = vec![ALLOCATION.to_owned()];
-        contexts.extend(
-            spec.bitmap
-                .iter()
-                .map(|name| format!("{DIRTY_PREFIX}{name}")),
-        );
-        let pool = Pool::open(spec.clone(), contexts).map_err(|e| failed(&shown, &e))?;
+        let bitmap = spec.changes.as_ref().map(|changes| &changes.bitmap);
+        contexts.extend(bitmap.map(|name| format!("{DIRTY_PREFIX}{name}")));
+        let pool = Pool::open(spec.clone(), contexts, patience);
+        let pool = pool.map_err(|e| failed(&shown, &e))?;
         let export = pool.export();
         if !export.read_only {
             let text = format!(
@@ -64,24 +76,53 @@ impl NbdSource {
             let text = format!("the {shown} has {} bytes, more than 64 TiB", export.size);
             return Err(MoverError::new(Code::LimitExceeded, text));
         }
-        if let Some(name) = &spec.bitmap
+        if let Some(name) = bitmap
             && !has(&pool, Context::Bitmap)
         {
-            let text = format!("the {shown} has no dirty bitmap {name:?}");
+            let text = format!(
+                "the {shown} has no dirty bitmap {name:?}; export it with the bitmap, or copy all of it"
+            );
             return Err(MoverError::new(Code::SourceInvalid, text));
         }
-        let identity = identity(export.size, spec.content_id.as_deref(), nonce);
+        let size = export.size;
+        let revision = match &spec.changes {
+            Some(changes) => Some(changed_since(&shown, &pool, changes.since)?),
+            None => None,
+        };
+        let identity = identity(size, spec.content_id.as_deref(), nonce, revision.as_ref());
         Ok(NbdSource {
             shown,
             pool,
             identity,
+            revision,
         })
     }
+}
+
+/// What the bitmap says.
+fn changed_since(shown: &str, pool: &Arc<Pool>, since: Hash) -> Result<Revision> {
+    let mut revision = Revision::new(since);
+    let mut map = Map::new(shown, pool, Context::Bitmap, Known::default());
+    let mut at = 0;
+    let unread = |e: io::Error| MoverError::new(Code::SourceIo, e.to_string());
+    while let Some(dirty) = map.next_data(at).map_err(unread)? {
+        at = dirty.end;
+        revision.mark(dirty);
+    }
+    Ok(revision)
 }
 
 impl Source for NbdSource {
     fn identity(&self) -> Identity {
         self.identity
+    }
+
+    fn mode(&self) -> CopyMode {
+        CopyMode::GuestVisible
+    }
+
+    fn revision(&self) -> Option<&Revision> {
+        self.revision.as_ref()
     }
 
     fn extents(&self, trust_holes: bool) -> Result<Box<dyn Extents + Send>> {
@@ -91,11 +132,8 @@ impl Source for NbdSource {
         } else {
             Known::all(0..size)
         };
-        Ok(Box::new(Map {
-            pool: Arc::clone(&self.pool),
-            context: Context::Allocation,
-            known,
-        }))
+        let map = Map::new(&self.shown, &self.pool, Context::Allocation, known);
+        Ok(Box::new(map))
     }
 
     fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<Bitmap> {
@@ -151,6 +189,15 @@ impl Extents for Map {
 }
 
 impl Map {
+    fn new(shown: &str, pool: &Arc<Pool>, context: Context, known: Known) -> Map {
+        Map {
+            shown: shown.to_owned(),
+            pool: Arc::clone(pool),
+            context,
+            known,
+        }
+    }
+
     fn ask(&self, from: u64, size: u64) -> io::Result<Known> {
         let start = from - from % u64::from(self.pool.export().min_block);
         let asked = start..size.min(start + WINDOW);
@@ -170,7 +217,10 @@ impl Map {
             }
             // What the server cannot tell has to be read.
             Err(error) if in_sync(&error) => Ok(Known::all(asked)),
-            Err(error) => Err(io::Error::other(error.to_string())),
+            Err(error) => Err(io::Error::other(format!(
+                "cannot ask the {} what stands at byte {start}: {error}",
+                self.shown
+            ))),
         }
     }
 }
@@ -195,12 +245,25 @@ fn widen(ranges: &[Range<u64>], block: u64, within: Range<u64>) -> Vec<Range<u64
 
 /// A server tells neither inode nor time: without the caller's word for it, the
 /// content of another attempt may be another.
-fn identity(size: u64, content_id: Option<&str>, nonce: &[u8; 16]) -> Identity {
+///
+/// What was placed with one bitmap in hand is not gone on from with another.
+fn identity(
+    size: u64,
+    content_id: Option<&str>,
+    nonce: &[u8; 16],
+    revision: Option<&Revision>,
+) -> Identity {
     let mut hasher = blake3::Hasher::new_derive_key("diskmover 1 NBD content");
     match content_id {
-        Some(id) => hasher.update(b"named").update(id.as_bytes()),
+        Some(id) => hasher
+            .update(b"named")
+            .update(&(id.len() as u64).to_le_bytes())
+            .update(id.as_bytes()),
         None => hasher.update(b"once").update(nonce),
     };
+    for payload in revision.map(Revision::encode).into_iter().flatten() {
+        hasher.update(&payload);
+    }
     let mut words = [0; 24];
     hasher.finalize_xof().fill(&mut words);
     let word = |at: usize| {
@@ -250,10 +313,26 @@ mod tests {
 
     #[test]
     fn content_without_a_name_is_never_the_same_again() {
-        let one = identity(5, None, &[1; 16]);
-        assert_ne!(one, identity(5, None, &[2; 16]));
-        let named = identity(5, Some("a"), &[1; 16]);
-        assert_eq!(named, identity(5, Some("a"), &[2; 16]));
-        assert_ne!(named, identity(5, Some("b"), &[1; 16]));
+        let one = identity(5, None, &[1; 16], None);
+        assert_ne!(one, identity(5, None, &[2; 16], None));
+        let named = identity(5, Some("a"), &[1; 16], None);
+        assert_eq!(named, identity(5, Some("a"), &[2; 16], None));
+        assert_ne!(named, identity(5, Some("b"), &[1; 16], None));
+    }
+
+    #[test]
+    fn another_bitmap_is_another_source() {
+        let with = |since, dirty: Range<u64>| {
+            let mut revision = Revision::new([since; 32]);
+            revision.mark(dirty);
+            identity(CHUNK * 9, Some("a"), &[1; 16], Some(&revision))
+        };
+        assert_eq!(with(1, 0..1), with(1, 0..2));
+        assert_ne!(with(1, 0..1), with(2, 0..1));
+        assert_ne!(with(1, 0..1), with(1, CHUNK..CHUNK + 1));
+        assert_ne!(
+            with(1, 0..1),
+            identity(CHUNK * 9, Some("a"), &[1; 16], None)
+        );
     }
 }

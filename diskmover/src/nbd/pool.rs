@@ -4,7 +4,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::nbd::address::ExportSpec;
-use crate::nbd::client::{Client, HELLO_TIMEOUT};
+use crate::nbd::client::{Client, Patience};
 use crate::nbd::error::{NbdError, Result};
 use crate::nbd::handshake::Export;
 use crate::nbd::socket::{Breaker, Socket};
@@ -28,6 +28,7 @@ struct State {
 pub struct Pool {
     spec: ExportSpec,
     contexts: Vec<String>,
+    patience: Patience,
     export: Export,
     state: Mutex<State>,
     returned: Condvar,
@@ -35,13 +36,14 @@ pub struct Pool {
 
 impl Pool {
     /// Connects once, to see what is there.
-    pub fn open(spec: ExportSpec, contexts: Vec<String>) -> Result<Arc<Pool>> {
-        let (client, breaker) = connect(&spec, &contexts)?;
+    pub fn open(spec: ExportSpec, contexts: Vec<String>, patience: Patience) -> Result<Arc<Pool>> {
+        let (client, breaker) = connect(&spec, &contexts, patience)?;
         let export = client.export().clone();
         let most = if export.multi_conn { CONNECTIONS } else { 1 };
         Ok(Arc::new(Pool {
             spec,
             contexts,
+            patience,
             export,
             state: Mutex::new(State {
                 free: vec![client],
@@ -122,7 +124,7 @@ impl Pool {
     }
 
     fn another(&self) -> Result<Client<Socket>> {
-        let (client, breaker) = connect(&self.spec, &self.contexts)?;
+        let (client, breaker) = connect(&self.spec, &self.contexts, self.patience)?;
         if !client.export().is_same(&self.export) {
             return Err(NbdError::protocol("another export on a second connection"));
         }
@@ -142,10 +144,14 @@ impl Drop for Pool {
     }
 }
 
-fn connect(spec: &ExportSpec, contexts: &[String]) -> Result<(Client<Socket>, Breaker)> {
+fn connect(
+    spec: &ExportSpec,
+    contexts: &[String],
+    patience: Patience,
+) -> Result<(Client<Socket>, Breaker)> {
     let refused = |e: std::io::Error| NbdError::Refused(format!("cannot connect: {e}"));
-    let socket = Socket::connect(&spec.address, HELLO_TIMEOUT).map_err(refused)?;
+    let socket = Socket::connect(&spec.address, patience.hello).map_err(refused)?;
     let breaker = socket.breaker()?;
-    let client = Client::new(socket, &spec.name, contexts)?;
+    let client = Client::new(socket, &spec.name, contexts, patience)?;
     Ok((client, breaker))
 }

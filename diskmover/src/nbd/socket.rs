@@ -4,7 +4,7 @@
 //! hold a reader for ever.
 
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, TcpStream, ToSocketAddrs};
+use std::net::{IpAddr, Shutdown, TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -50,6 +50,10 @@ impl Socket {
             Address::Tcp(to) => {
                 let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
                 let found = to.to_socket_addrs()?.find_map(|one| {
+                    if !is_own(one.ip()) {
+                        last = foreign(to);
+                        return None;
+                    }
                     TcpStream::connect_timeout(&one, time)
                         .map_err(|e| last = e)
                         .ok()
@@ -76,6 +80,19 @@ impl Socket {
             left => Ok(Some(left)),
         }
     }
+}
+
+/// Whether an address is this host's: only such a one can be bound.
+fn is_own(address: IpAddr) -> bool {
+    let real = !address.is_unspecified() && !address.is_multicast();
+    real && (address.is_loopback() || UdpSocket::bind((address, 0)).is_ok())
+}
+
+fn foreign(to: &str) -> io::Error {
+    let text = format!(
+        "{to} is not an address of this host, and NBD is neither encrypted nor authenticated; run diskmover where the export is"
+    );
+    io::Error::other(text)
 }
 
 impl Breaker {

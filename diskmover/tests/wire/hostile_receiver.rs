@@ -8,6 +8,7 @@ use diskmover::entry::Entry;
 use diskmover::error::Code;
 use diskmover::frame::{Header, Kind};
 use diskmover::messages::{Receipt, VERSION};
+use diskmover::mode::CopyMode;
 
 use crate::peer::{Heard, Peer, listener};
 use crate::pki::Pki;
@@ -67,6 +68,7 @@ fn receipt(size: u64, root: digest::Hash) -> Receipt {
         data: 5,
         wire: 5,
         root,
+        mode: CopyMode::Verbatim,
     }
 }
 
@@ -107,7 +109,7 @@ const FAULTS: &[(&str, Act, Code)] = &[
     ),
     (
         "STATE beyond the end of the volume",
-        |p| state(p, &Entry::Closed(1, [1; 32])),
+        |p| state(p, &Entry::Closed(1, 1, [1; 32])),
         Code::Protocol,
     ),
     (

@@ -9,6 +9,7 @@ use diskmover::digest::{self, CHUNK, Hash};
 use diskmover::error::MoverError;
 use diskmover::frame::{self, HEADER, Header, Kind};
 use diskmover::messages::{self, EXPORTER_LABEL, Hello, Keys, Open, VERSION};
+use diskmover::mode::CopyMode;
 use diskmover::source::Identity;
 use diskmover::tls::{TlsFiles, no_name};
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConnection};
@@ -112,6 +113,7 @@ impl Peer {
     pub fn open(&mut self, volume: u16, name: &str, size: u64) {
         let open = Open {
             identity: identity(size),
+            mode: CopyMode::Verbatim,
             volume: name.to_owned(),
         };
         self.send(Header::new(Kind::Open, volume), &open.encode());

@@ -1,0 +1,18 @@
+"""NBD exports as the core takes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from diskmover.model import NbdExport
+
+# address, name, content_id, (bitmap, since)
+CoreExport = tuple[str, str, str | None, tuple[str, str] | None]
+
+
+def core_source(source: Path | NbdExport) -> tuple[Path | None, CoreExport | None]:
+    """A source as a path or an export, the other one None."""
+    if not isinstance(source, NbdExport):
+        return (source, None)
+    changes = source.changes and (source.changes.bitmap, source.changes.since)
+    return (None, (source.address, source.name, source.content_id, changes))

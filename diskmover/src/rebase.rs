@@ -1,0 +1,108 @@
+//! Goes on from an earlier copy: what stands at the target counts as done, except
+//! where the source was written since.
+//!
+//! That copy is read and hashed first, all of it, and believed only when its
+//! digest is the one that the sender promises to build on. It can have been
+//! touched by anybody meanwhile.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::audit;
+use crate::digest::{self, Bitmap, Hash, SEGMENT_CHUNKS, ZERO_HASH};
+use crate::entry::Entry;
+use crate::error::{Code, MoverError, Result};
+use crate::medium::Medium;
+use crate::pool::lock;
+use crate::revision::Revision;
+use crate::sys::AlignedBuf;
+
+/// What is told of a chunk that was read: its number and its blocks.
+pub type Note<'a> = &'a (dyn Fn(u64, &Bitmap) + Sync);
+
+/// A segment as it stands: its hash, and what of it counts as done.
+type Seen = (Hash, Option<Entry>);
+
+/// Entries of all chunks that did not change, if the medium holds the copy that
+/// the revision builds on; else None. `go_on` is asked now and then.
+pub fn unchanged(
+    medium: &Medium,
+    size: u64,
+    revision: &Revision,
+    note: Note<'_>,
+    go_on: &(dyn Fn() -> bool + Sync),
+) -> Result<Option<Vec<Entry>>> {
+    // What is noted as durable has to be, and is read from the medium itself.
+    let unread = |e| MoverError::target_io("cannot read an earlier copy", &e);
+    medium.sync().map_err(unread)?;
+    let segments = digest::segment_count(size) as usize;
+    let seen: Mutex<Vec<Option<Seen>>> = Mutex::new(vec![None; segments]);
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        let no_memory = || MoverError::new(Code::Internal, "out of memory").at_receiver();
+        let mut buffer = AlignedBuf::new(digest::CHUNK as usize).ok_or_else(no_memory)?;
+        loop {
+            let segment = next.fetch_add(1, Ordering::Relaxed);
+            if segment >= segments {
+                return Ok(());
+            }
+            if !go_on() {
+                let text = "the session ended while an earlier copy was read";
+                return Err(MoverError::new(Code::SessionClosed, text).at_receiver());
+            }
+            let found = look(medium, size, segment, revision, note, &mut buffer);
+            lock(&seen)[segment] = Some(found.map_err(unread)?);
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    std::thread::scope(|scope| -> Result<()> {
+        let running: Vec<_> = (0..threads.min(4)).map(|_| scope.spawn(work)).collect();
+        for thread in running {
+            let crashed =
+                |_| Err(MoverError::new(Code::Internal, "a thread crashed").at_receiver());
+            thread.join().unwrap_or_else(crashed)?;
+        }
+        Ok(())
+    })?;
+    let seen: Vec<Seen> = std::mem::take(&mut *lock(&seen))
+        .into_iter()
+        .flatten()
+        .collect();
+    let root = digest::root(size, seen.iter().map(|(hash, _)| hash));
+    Ok((root == revision.since).then(|| seen.into_iter().filter_map(|(_, entry)| entry).collect()))
+}
+
+fn look(
+    medium: &Medium,
+    size: u64,
+    segment: usize,
+    revision: &Revision,
+    note: Note<'_>,
+    buffer: &mut [u8],
+) -> std::io::Result<Seen> {
+    let first = segment as u64 * SEGMENT_CHUNKS;
+    let count = (digest::chunk_count(size) - first).min(SEGMENT_CHUNKS);
+    let dirty = revision.dirty_bits(segment);
+    let mut hashes = Vec::with_capacity(count as usize);
+    let mut clean = Vec::new();
+    let (mut bits, mut data) = (0, 0);
+    for index in 0..count {
+        let (hash, bitmap, len) = audit::look_at(medium, size, first + index, buffer)?;
+        note(first + index, &bitmap);
+        hashes.push(hash);
+        data += len as u32;
+        if dirty & (1 << index) == 0 {
+            bits |= 1 << index;
+            clean.push((len as u32, hash));
+        }
+    }
+    let hash = digest::segment_hash(&hashes);
+    let number = segment as u32;
+    let entry = match (dirty, hash) {
+        (0, ZERO_HASH) => Some(Entry::ZeroRun(number, 1)),
+        (0, hash) => Some(Entry::Closed(number, data, hash)),
+        _ if bits == 0 => None,
+        _ => Some(Entry::Partial(number, bits, clean)),
+    };
+    Ok((hash, entry))
+}
