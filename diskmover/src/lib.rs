@@ -9,6 +9,10 @@
 //! Threads block and queues are bounded; the buffer pool of each side is the
 //! only flow control. docs/wire-protocol.md tells what goes over the wire.
 
+// The tests of faults use the rig of tests/wire, which speaks of this crate.
+#[cfg(test)]
+extern crate self as diskmover;
+
 pub mod audit;
 pub mod base;
 pub mod beneath;
@@ -19,9 +23,12 @@ pub mod dirt;
 pub mod effort;
 pub mod entry;
 pub mod error;
+#[cfg(test)]
+mod faults;
 pub mod feed;
 pub mod frame;
 pub mod guard;
+pub mod holes;
 pub mod journal;
 pub mod keeper;
 pub mod ledger;

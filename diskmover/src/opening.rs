@@ -102,7 +102,7 @@ pub fn open(
     let known = match noted {
         None => {
             if !site.sized {
-                let sized = medium.file().set_len(identity.size);
+                let sized = medium.set_len(identity.size);
                 sized.map_err(|e| MoverError::target_io("cannot size a part", &e))?;
             }
             Known {

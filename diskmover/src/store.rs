@@ -1,8 +1,8 @@
 //! A file that a copy writes: a part, a block device, or a journal.
 //!
 //! All writes, zeroing and syncing of a receiver's own files go through here.
-//! That is the one seam where tests cut the power (power.rs); it does not exist
-//! in other builds.
+//! That is the one seam where tests cut the power (power.rs) and break storage
+//! (faults.rs); neither exists in other builds.
 
 use std::fs::File;
 use std::io;
@@ -10,9 +10,27 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Advice, FallocateFlags};
 
+/// A file of content. In unit tests its storage can fail.
+#[cfg(not(test))]
+pub type Disk = File;
+#[cfg(test)]
+pub use crate::faults::Disk;
+
+/// Takes a file for what it is.
+#[cfg(not(test))]
+pub fn disk(file: File) -> Disk {
+    file
+}
+
+/// Takes a file for one whose storage can fail.
+#[cfg(test)]
+pub fn disk(file: File) -> Disk {
+    Disk::new(file)
+}
+
 /// An open file.
 pub struct Store {
-    file: File,
+    file: Disk,
     #[cfg(test)]
     power: Option<crate::power::Supply>,
 }
@@ -23,7 +41,7 @@ impl Store {
         Store {
             #[cfg(test)]
             power: crate::power::supply(&file),
-            file,
+            file: disk(file),
         }
     }
 
@@ -46,6 +64,10 @@ impl Store {
         #[cfg(test)]
         if let Some(power) = &self.power {
             power.before_zero(&self.file, offset, len)?;
+        }
+        #[cfg(test)]
+        if self.file.zeroes_nothing(offset, len)? {
+            return Ok(());
         }
         Ok(rustix::fs::fallocate(&self.file, flags, offset, len)?)
     }

@@ -252,7 +252,7 @@ fn open_volumes(shared: &Shared, link: &Link) -> std::result::Result<(), End> {
     };
     for (index, volume) in shared.volumes.iter().enumerate() {
         let open = Open {
-            identity: volume.source.identity(),
+            identity: volume.identity(),
             volume: volume.id.clone(),
         };
         let payload = open.encode();
