@@ -9,13 +9,25 @@ use rustix::net::sockopt::set_socket_recv_buffer_size;
 
 use crate::digest::CHUNK;
 use crate::effort::Compression;
+use crate::faults::{Fault, Op, Rule, inject};
 use crate::push::{Job, Push};
 use crate::rig::{Rig, eventually, noise};
-use crate::slow;
 
 /// Longer than anything else that a chunk meets on a busy machine.
 const SLOW: Duration = Duration::from_millis(400);
 const CHUNKS: u64 = 64;
+
+/// All files take so long for each of these.
+fn slow(op: Op, delay: Duration) -> Rule {
+    Rule {
+        file: "",
+        op,
+        at: None,
+        after: 0,
+        times: u32::MAX,
+        fault: Fault::Slow(delay),
+    }
+}
 
 /// A source of noise, and a job that sends it as it is over one connection.
 fn job(rig: &Rig) -> Job {
@@ -56,9 +68,8 @@ fn named(job: Job) -> &'static str {
 fn a_slow_source_is_named() {
     let rig = Rig::new();
     let job = job(&rig);
-
-    slow::make(&rig.root().parent().unwrap().join("out"), SLOW / 8);
-
+    let sources = rig.root().parent().unwrap().join("out");
+    let _slow = inject(&sources, slow(Op::Read, SLOW / 8));
     assert_eq!(named(job), "source-read");
 }
 
@@ -96,7 +107,7 @@ fn a_slow_link_is_named() {
 fn a_slow_target_is_named() {
     let rig = Rig::new();
     let job = job(&rig);
-    slow::make(&rig.root(), SLOW);
+    let _slow = inject(&rig.root(), slow(Op::Write, SLOW));
     assert_eq!(named(job), "target-write");
 }
 

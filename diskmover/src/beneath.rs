@@ -7,6 +7,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::error::{Code, MoverError, Result};
+#[cfg(test)]
+use crate::faults::{self, Op};
 
 /// Longest last part of a target's name; the tag and the endings must fit too.
 const MAX_BASE: usize = 160;
@@ -117,8 +119,10 @@ impl Names {
 
     /// Makes what happened in the directory durable.
     pub fn sync_dir(&self) -> Result<()> {
-        rustix::fs::fsync(&self.dir)
-            .map_err(|e| self.failed("cannot sync the directory of", &self.base, e))
+        let synced = rustix::fs::fsync(&self.dir);
+        #[cfg(test)]
+        let synced = synced.and_then(|()| faults::in_dir(&self.dir, &self.base, Op::SyncDir));
+        synced.map_err(|e| self.failed("cannot sync the directory of", &self.base, e))
     }
 
     /// The error of an operation on one of the files.

@@ -9,12 +9,13 @@ use crate::base::{Mask, Sharing};
 use crate::digest;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{self, Header, Kind};
+use crate::holes;
 use crate::ledger::Ledger;
 use crate::messages::Receipt;
 use crate::plan::{Extents, Plan, Work};
 use crate::pool::lock;
 use crate::session::TICK;
-use crate::source::Source;
+use crate::source::{Identity, Source};
 
 /// A volume on its way out.
 pub struct Volume {
@@ -32,7 +33,8 @@ pub struct Volume {
     pub base: Sharing,
     /// A part of it was read twice and was not the same.
     torn: AtomicBool,
-    trust_holes: bool,
+    /// Whether the source's map of its holes is believed.
+    trust_holes: AtomicBool,
     plan: Mutex<Plan<Box<dyn Extents + Send>>>,
 }
 
@@ -57,7 +59,7 @@ impl Volume {
             wire: AtomicU64::new(0),
             base: Sharing::default(),
             torn: AtomicBool::new(false),
-            trust_holes,
+            trust_holes: AtomicBool::new(trust_holes),
             plan: Mutex::new(Plan::new(extents, size)),
             id,
             source,
@@ -67,6 +69,17 @@ impl Volume {
     /// Bytes of the volume.
     pub fn size(&self) -> u64 {
         self.source.identity().size
+    }
+
+    /// What the receiver knows the source by. What was placed while holes were
+    /// believed is another thing than what is placed while they are read: neither
+    /// goes on from the other.
+    pub fn identity(&self) -> Identity {
+        let mut identity = self.source.identity();
+        if !self.trust_holes.load(Ordering::Relaxed) {
+            identity.inode ^= 1 << 63;
+        }
+        identity
     }
 
     /// Bytes that the receiver has.
@@ -129,11 +142,27 @@ impl Volume {
         }
     }
 
+    /// Whether data was found where the source's map has holes, or had when its
+    /// chunks were read. From then on the map is not believed any more.
+    pub fn has_false_holes(&self, seed: u64, stopping: impl Fn() -> bool) -> Result<bool> {
+        if !self.trust_holes.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let is_zero = |chunk| lock(&self.ledger).is_zero(chunk);
+        let found = holes::filled(&*self.source, is_zero, seed, stopping);
+        let is_false = found.map_err(|e| e.in_volume(&self.id))?.is_some();
+        self.trust_holes.fetch_and(!is_false, Ordering::Relaxed);
+        Ok(is_false)
+    }
+
     /// Begins another pass over the source as it is now.
     pub fn begin_again(&self) -> Result<()> {
         let about = |e: MoverError| e.in_volume(&self.id);
-        self.source.renew().map_err(about)?;
-        let extents = self.source.extents(self.trust_holes).map_err(about)?;
+        if self.is_torn()? {
+            self.source.renew().map_err(about)?;
+        }
+        let trust_holes = self.trust_holes.load(Ordering::Relaxed);
+        let extents = self.source.extents(trust_holes).map_err(about)?;
         *lock(&self.plan) = Plan::new(extents, self.size());
         *lock(&self.ledger) = Ledger::new(self.size());
         self.torn.store(false, Ordering::Relaxed);

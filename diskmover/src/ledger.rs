@@ -91,6 +91,16 @@ impl Ledger {
         }
     }
 
+    /// Whether a chunk is known to be done and all zero.
+    pub fn is_zero(&self, chunk: u64) -> bool {
+        let index = (chunk % SEGMENT_CHUNKS) as usize;
+        match &self.slots[(chunk / SEGMENT_CHUNKS) as usize] {
+            Slot::Empty => false,
+            Slot::Open(open) => open.done & (1 << index) != 0 && open.hashes[index] == ZERO_HASH,
+            Slot::Closed(hash, _) => *hash == ZERO_HASH,
+        }
+    }
+
     /// The done chunks of a segment.
     pub fn done_bits(&self, segment: usize) -> u64 {
         match &self.slots[segment] {

@@ -9,6 +9,7 @@
 //! Threads block and queues are bounded; the buffer pool of each side is the
 //! only flow control. docs/wire-protocol.md tells what goes over the wire.
 
+// Unit tests use the rig of tests/wire, which speaks of this crate by its name.
 #[cfg(test)]
 extern crate self as diskmover;
 
@@ -26,10 +27,13 @@ pub mod dirt;
 pub mod effort;
 pub mod entry;
 pub mod error;
+#[cfg(test)]
+mod faults;
 pub mod feed;
 pub mod frame;
 pub mod growth;
 pub mod guard;
+pub mod holes;
 pub mod journal;
 pub mod keeper;
 pub mod ledger;
@@ -60,8 +64,6 @@ pub mod revision;
 pub mod seedlist;
 pub mod seeds;
 pub mod session;
-#[cfg(test)]
-mod slow;
 pub mod source;
 pub mod stages;
 pub mod store;

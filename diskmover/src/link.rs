@@ -170,6 +170,20 @@ impl Link {
         self.push_out(&mut out, self.idle)
     }
 
+    /// Sends one frame if `permit` lets us, ahead of whatever others have to send
+    /// from then on.
+    pub fn send_first(
+        &self,
+        header: &Header,
+        payload: &[&[u8]],
+        permit: impl FnOnce() -> std::result::Result<(), MoverError>,
+    ) -> std::result::Result<(), MoverError> {
+        let mut out = lock(&self.outgoing);
+        permit()?;
+        let sent = self.send_locked(&mut out, header, payload, self.idle);
+        sent.map_err(|e| e.to_mover(&self.peer))
+    }
+
     /// Sends one frame unless another one is stuck on its way for `patience`.
     pub fn send_soon(&self, header: &Header, payload: &[&[u8]], patience: Duration) -> Result<()> {
         let end = Instant::now() + patience;

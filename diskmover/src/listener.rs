@@ -279,11 +279,11 @@ impl Shared {
             .starts_with(OPEN_TO_ALL)
             .then(|| lock(&self.open_turn));
         let session = self.find(&hello, &exporter, &link.peer_uris())?;
-        session.admit(link, hello.nonce)?;
         let mut welcome = Header::new(Kind::Welcome, session.specs.len() as u16);
         welcome.payload_len = 2;
-        let sent = link.send(&welcome, &[&VERSION.to_le_bytes()]);
-        sent.map_err(|e| e.to_mover(&link.peer))?;
+        // The session may have something to say to all its connections at once.
+        let admit = || session.admit(link, hello.nonce);
+        link.send_first(&welcome, &[&VERSION.to_le_bytes()], admit)?;
         Ok(session)
     }
 

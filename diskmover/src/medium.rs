@@ -88,6 +88,11 @@ impl Medium {
         self.cached.file()
     }
 
+    /// Cuts or extends it.
+    pub fn set_len(&self, len: u64) -> io::Result<()> {
+        self.cached.set_len(len)
+    }
+
     /// Writes all of `data`; it comes in one go when memory and offset are aligned.
     pub fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let offset = self.start + offset;

@@ -137,7 +137,7 @@ pub fn open(
     let known = match noted {
         None => {
             if !site.sized {
-                let sized = medium.file().set_len(length);
+                let sized = medium.set_len(length);
                 sized.map_err(|e| MoverError::target_io("cannot size a part", &e))?;
             }
             let mut known = Known {

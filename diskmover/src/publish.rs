@@ -17,6 +17,8 @@ use rustix::io::Errno;
 use crate::beneath::{self, Names};
 use crate::digest;
 use crate::error::{Code, MoverError, Result};
+#[cfg(test)]
+use crate::faults::{self, Op};
 use crate::messages::Receipt;
 use crate::mode::CopyMode;
 use crate::opening;
@@ -47,6 +49,9 @@ pub fn publish(
         let (uid, gid) = (spec.uid.map(Uid::from_raw), spec.gid.map(Gid::from_raw));
         rustix::fs::fchown(part, uid, gid).map_err(|e| failed("cannot chown", e))?;
     }
+    #[cfg(test)]
+    faults::in_dir(&names.dir, &names.part, Op::SyncAll)
+        .map_err(|e| failed("cannot make durable", e))?;
     rustix::fs::fsync(part).map_err(|e| failed("cannot make durable", e))?;
     let stat = rustix::fs::fstat(part).map_err(|e| failed("cannot stat", e))?;
     let id = receipt::file_id(names, &names.part)?;
@@ -226,7 +231,12 @@ fn lock_part(names: &Names) -> Result<Option<File>> {
 
 fn rename_new(names: &Names) -> rustix::io::Result<()> {
     let (dir, part, base) = (&names.dir, &names.part, &names.base);
-    match rustix::fs::renameat_with(dir, part, dir, base, RenameFlags::NOREPLACE) {
+    #[cfg(test)]
+    let renamed = faults::in_dir(dir, part, Op::Rename);
+    #[cfg(not(test))]
+    let renamed = Ok(());
+    let flags = RenameFlags::NOREPLACE;
+    match renamed.and_then(|()| rustix::fs::renameat_with(dir, part, dir, base, flags)) {
         // A file system without the flag: a hard link never replaces either.
         Err(Errno::INVAL | Errno::NOSYS) => {
             rustix::fs::linkat(dir, part, dir, base, AtFlags::empty())?;

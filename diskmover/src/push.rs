@@ -402,13 +402,16 @@ impl Shared {
         Ok(())
     }
 
-    /// Begins another pass over the volumes whose source has changed; false when
-    /// there is none. What the receiver has becomes the base, and only what
+    /// Begins another pass over the volumes whose source has changed, or has data
+    /// where its map had holes; false when there is none. What the receiver has becomes the base, and only what
     /// differs is sent. All is acknowledged now, so nothing is under way.
     fn pass_again(&self) -> Result<bool> {
         let mut torn = Vec::new();
         for volume in &self.volumes {
-            if lock(&volume.receipt).is_none() && volume.is_torn()? {
+            let open = lock(&volume.receipt).is_none();
+            let seed = u64::from_le_bytes(*self.nonce.first_chunk().unwrap_or(&[0; 8]));
+            let stopping = || self.stopping();
+            if open && (volume.is_torn()? || volume.has_false_holes(seed, stopping)?) {
                 torn.push(volume);
             }
         }

@@ -1,8 +1,8 @@
 //! A file that a copy writes: a part, a block device, or a journal.
 //!
 //! All writes, zeroing and syncing of a receiver's own files go through here.
-//! That is the one seam where tests cut the power (power.rs) or slow a disk down
-//! (slow.rs); it does not exist in other builds.
+//! That is the one seam where tests cut the power (power.rs) and break storage or
+//! slow it down (faults.rs); neither exists in other builds.
 
 use std::fs::File;
 use std::io;
@@ -10,13 +10,29 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Advice, FallocateFlags};
 
+/// A file of content. In unit tests its storage can fail.
+#[cfg(not(test))]
+pub type Disk = File;
+#[cfg(test)]
+pub use crate::faults::Disk;
+
+/// Takes a file for what it is.
+#[cfg(not(test))]
+pub fn disk(file: File) -> Disk {
+    file
+}
+
+/// Takes a file for one whose storage can fail.
+#[cfg(test)]
+pub fn disk(file: File) -> Disk {
+    Disk::new(file)
+}
+
 /// An open file.
 pub struct Store {
-    file: File,
+    file: Disk,
     #[cfg(test)]
     power: Option<crate::power::Supply>,
-    #[cfg(test)]
-    slow: std::time::Duration,
 }
 
 impl Store {
@@ -25,9 +41,7 @@ impl Store {
         Store {
             #[cfg(test)]
             power: crate::power::supply(&file),
-            #[cfg(test)]
-            slow: crate::slow::delay(&file),
-            file,
+            file: disk(file),
         }
     }
 
@@ -42,8 +56,6 @@ impl Store {
         if let Some(power) = &self.power {
             power.before_write(&self.file, offset, data.len() as u64)?;
         }
-        #[cfg(test)]
-        std::thread::sleep(self.slow);
         self.file.write_all_at(data, offset)
     }
 
@@ -52,6 +64,10 @@ impl Store {
         #[cfg(test)]
         if let Some(power) = &self.power {
             power.before_zero(&self.file, offset, len)?;
+        }
+        #[cfg(test)]
+        if self.file.zeroes_nothing(offset, len)? {
+            return Ok(());
         }
         Ok(rustix::fs::fallocate(&self.file, flags, offset, len)?)
     }

@@ -539,7 +539,12 @@ impl Target {
 
     fn failed(&self, what: &str, error: &io::Error) -> MoverError {
         let what = format!("{what} {}", self.names.shown);
-        MoverError::target_io(&what, error).in_volume(&self.spec.volume)
+        let mut failed = MoverError::target_io(&what, error).in_volume(&self.spec.volume);
+        if matches!(failed.code, Code::NoSpace | Code::Quota) {
+            let left = self.size() - self.done_bytes();
+            failed.message += &format!(" (up to {left} bytes are still to come)");
+        }
+        failed
     }
 
     fn about(&self, error: MoverError) -> MoverError {

@@ -256,7 +256,7 @@ fn open_volumes(shared: &Shared, link: &Link) -> std::result::Result<(), End> {
     };
     for (index, volume) in shared.volumes.iter().enumerate() {
         let open = Open {
-            identity: volume.source.identity(),
+            identity: volume.identity(),
             mode: volume.source.mode(),
             volume: volume.id.clone(),
         };

@@ -197,6 +197,23 @@ fn a_repeated_copy_is_answered_from_the_receipt_only_if_the_source_is_still_the_
 }
 
 #[test]
+fn a_connection_hears_its_welcome_before_anything_else() {
+    let rig = Rig::new();
+    let source = rig.source("disk", CHUNK, &[(0, b"x")]);
+    let copy = |connections: usize| {
+        rig.open(&[("disk", CHUNK)]).unwrap();
+        let mut job = rig.job(&[&source]);
+        job.connections = connections;
+        run(job)
+    };
+    let receipts = copy(1).unwrap();
+    // The receipt goes to all connections, while others are being let in.
+    for attempt in 0..10 {
+        assert_eq!(copy(4).unwrap(), receipts, "attempt {attempt}");
+    }
+}
+
+#[test]
 fn what_stands_at_the_target_is_never_touched() {
     let rig = Rig::new();
     let source = rig.source("disk", 5000, &[(0, b"x")]);

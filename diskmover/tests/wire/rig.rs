@@ -17,7 +17,7 @@ use diskmover::session::{Opening, Phase};
 use diskmover::target::{Care, TargetSpec};
 use tempfile::TempDir;
 
-use crate::pki::{Pki, uri};
+use super::pki::{Pki, uri};
 
 pub const SESSION: &str = "s1";
 pub const TAG: &str = "t1";
