@@ -102,7 +102,10 @@ class Daemon:
     async def _serve(self, servicer: HostServicer) -> None:
         check = CallerCheck(self._config.fleet)
         self._server = grpc.aio.server(
-            interceptors=(StreamGuard(check), ErrorInterceptor(before=(check,))),
+            interceptors=(
+                StreamGuard(check),
+                ErrorInterceptor(before=(check,), known=self._state.trouble),
+            ),
             options=SERVER_OPTIONS,
         )
         host_service_pb2_grpc.add_HostServiceServicer_to_server(servicer, self._server)

@@ -15,7 +15,9 @@ at any line leaves a state from which `park` and `unpark` both go on.
         baggage.tar.zst                       the same, packed for the other host
     <file system>/.drover-parked/<migration id>/<volume id>/<file>     the disks
 
-Disks are renamed, never copied, so each is set aside on its own file system.
+Disks are renamed, never copied, so each is set aside on its own file system; so are
+NVRAM and TPM state, beside the copies in machine/, with the migration id in the name.
+Putting everything back thus needs no free block, however full the disks became.
 Backing files and read-only media may be shared with other machines: they stay.
 A machine without disks has its home in the state directory.
 """
@@ -23,13 +25,12 @@ A machine without disks has its home in the state directory.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import libvirt
-import msgspec
 import structlog
 
 from controlplane.common.errors import DroverError
@@ -53,12 +54,18 @@ from hostd.disks.manifest import (
     find_manifest,
     homes,
     restore_commands,
+    set_state,
     volume_json,
     volumes_of,
     write_manifest,
 )
 from hostd.disks.roots import PARKING_DIRECTORY, StorageRoots
-from hostd.disks.small_state import put_back_small_state, set_aside_small_state
+from hostd.disks.small_state import (
+    drop_small_state_aside,
+    put_back_small_state,
+    set_aside_small_state,
+)
+from hostd.disks.trouble import io_trouble
 from hostd.disks.users import find_users
 from hostd.libvirt.capture import capture, define, keeps_tpm, read_meta, undefine
 from hostd.libvirt.domains import Inspection, inspect, try_find
@@ -111,11 +118,11 @@ def park(
             INSTANCE_IMMOVABLE or a reason about its disks (then nothing has been
             changed); PARKED_NOT_FOUND when it is being discarded;
             DOMAIN_NOT_FOUND; DISK_IN_USE, DISK_CHANGED, DISK_IO_ERROR,
-            LIBVIRT_UNAVAILABLE (repeat it, or unpark).
+            SOURCE_LACKS_SPACE, LIBVIRT_UNAVAILABLE (repeat it, or unpark).
     """
     check_migration_id(migration_id)
     subject = f"domains/{domain_uuid}"
-    with _io_trouble(subject):
+    with io_trouble(subject, full=Reason.SOURCE_LACKS_SPACE):
         found = find_manifest(migration_id, roots, state_dir)
         if found is not None and found[1].state is ParkState.UNPARKING:
             unpark(conn, migration_id, roots, state_dir, at=at)
@@ -151,6 +158,8 @@ def unpark(
 ) -> None:
     """Put a machine back as it was, powered off; nothing when it is not parked.
 
+    It needs no free block where its files lie: they all are there, under other names.
+
     Args:
         conn: libvirt.
         migration_id: The move that parked it.
@@ -162,10 +171,11 @@ def unpark(
         DroverError: PARKED_NOT_FOUND when it is being discarded;
             TARGET_FILE_EXISTS when another file took a disk's place;
             TARGET_NAME_TAKEN, BUILD_FAILED, DISK_MISSING, DISK_IO_ERROR,
+            HOST_DISK_FULL when libvirt has no room for the definition,
             LIBVIRT_UNAVAILABLE. It can be repeated once the cause is gone.
     """
     check_migration_id(migration_id)
-    with _io_trouble(f"migrations/{migration_id}"):
+    with io_trouble(f"migrations/{migration_id}", full=Reason.HOST_DISK_FULL):
         found = find_manifest(migration_id, roots, state_dir)
         if found is None:
             _remove_leftovers(homes(migration_id, roots, state_dir), [])
@@ -173,17 +183,19 @@ def unpark(
         home, manifest = found
         if manifest.state is ParkState.DISCARDING:
             raise _discarded(migration_id)
-        manifest = _set_state(home, manifest, ParkState.UNPARKING)
+        manifest = set_state(home, manifest, ParkState.UNPARKING)
         at("unparking")
         for file in manifest.files:
             _put_back(file)
             at(f"back {file.volume_id}")
         # A libvirt that removes TPM state may have died in the middle of it.
         replace_tpm = not keeps_tpm(conn) and try_find(conn, manifest.domain_uuid) is None
-        put_back_small_state(home.machine, manifest.nvram, manifest.tpm, replace_tpm=replace_tpm)
+        put_back_small_state(
+            home.machine, manifest.nvram, manifest.tpm, aside=migration_id, replace_tpm=replace_tpm
+        )
         at("small state back")
         meta = read_meta(home.machine)
-        define(conn, home.machine, meta, autostart=meta.autostart)
+        define(conn, home.machine, meta, autostart=meta.autostart, full=Reason.HOST_DISK_FULL)
         at("defined")
         home.manifest.unlink()
         sync_directory(home.path)
@@ -202,10 +214,10 @@ def discard(
 
     Raises:
         DroverError: MIGRATION_STATE when the machine is not wholly parked;
-            DISK_IN_USE; DISK_IO_ERROR.
+            DISK_IN_USE; DISK_IO_ERROR; HOST_DISK_FULL.
     """
     check_migration_id(migration_id)
-    with _io_trouble(f"migrations/{migration_id}"):
+    with io_trouble(f"migrations/{migration_id}", full=Reason.HOST_DISK_FULL):
         found = find_manifest(migration_id, roots, state_dir)
         if found is None:
             _remove_leftovers(homes(migration_id, roots, state_dir), [])
@@ -220,13 +232,14 @@ def discard(
             )
         paths = [Path(file.parked) for file in manifest.files]
         _refuse_users(paths, manifest.domain_name)
-        manifest = _set_state(home, manifest, ParkState.DISCARDING)
+        manifest = set_state(home, manifest, ParkState.DISCARDING)
         at("discarding")
         freed_bytes = 0
         for path in [*paths, home.path / ARCHIVE_NAME]:
             freed_bytes += _delete(path)
             at(f"deleted {path.name}")
         remove_tree(home.machine)
+        drop_small_state_aside(manifest.nvram, manifest.tpm, aside=migration_id)
         at("machine gone")
         _remove_volume_directories(manifest.files)
         home.manifest.unlink()
@@ -356,11 +369,13 @@ def _set_aside(home: Home, manifest: Manifest, at: CrashPoint, *, refresh: bool)
     for file in manifest.files:
         _move_aside(file)
         at(f"aside {file.volume_id}")
-    set_aside_small_state(home.machine, manifest.nvram, manifest.tpm, refresh=refresh)
+    set_aside_small_state(
+        home.machine, manifest.nvram, manifest.tpm, aside=manifest.migration_id, refresh=refresh
+    )
     at("small state aside")
     pack(home.machine, home.path / ARCHIVE_NAME)
     at("packed")
-    _set_state(home, manifest, ParkState.PARKED)
+    set_state(home, manifest, ParkState.PARKED)
     at("parked")
     log.info("parked", migration=manifest.migration_id, domain=manifest.domain_uuid)
 
@@ -416,12 +431,6 @@ def _answer(home: Home, manifest: Manifest) -> Parked:
 
 
 # --- shared
-
-
-def _set_state(home: Home, manifest: Manifest, state: ParkState) -> Manifest:
-    changed = msgspec.structs.replace(manifest, state=state)
-    write_manifest(home, changed)
-    return changed
 
 
 def _refuse_users(paths: Sequence[Path], domain_name: str) -> None:
@@ -502,15 +511,3 @@ def _discarded(migration_id: str) -> DroverError:
         "The parked copy is being deleted for good; it cannot be put back.",
         subject=f"migrations/{migration_id}",
     )
-
-
-@contextmanager
-def _io_trouble(subject: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DroverError(
-            Reason.DISK_IO_ERROR,
-            f"{error.filename or 'A file'} cannot be used: {error.strerror}.",
-            subject=subject,
-        ) from error

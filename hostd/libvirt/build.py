@@ -13,8 +13,7 @@ baggage. Disks are never removed here; they belong to the copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -31,6 +30,7 @@ from hostd.disks.images import grow, set_backing_file
 from hostd.disks.manifest import check_migration_id
 from hostd.disks.roots import StorageRoots
 from hostd.disks.small_state import put_back_small_state, remove_small_state
+from hostd.disks.trouble import io_trouble
 from hostd.libvirt.capture import (
     DOMAIN,
     TPM_DIRECTORY,
@@ -120,7 +120,7 @@ def build_domain(
     """
     work = _work(order.migration_id, state_dir)
     subject = f"domains/{order.domain_uuid}"
-    with _io_trouble(subject):
+    with io_trouble(subject):
         record = _read_record(work)
         dom = try_find(conn, order.domain_uuid)
         if dom is not None and record is None:
@@ -156,7 +156,7 @@ def give_autostart(
     """
     work = _work(migration_id, state_dir)
     subject = f"domains/{domain_uuid}"
-    with _io_trouble(subject):
+    with io_trouble(subject):
         record = _read_record(work)
         if record is None or not record.autostart:
             return
@@ -179,7 +179,7 @@ def undefine_built(
             LIBVIRT_UNAVAILABLE.
     """
     work = _work(migration_id, state_dir)
-    with _io_trouble(f"domains/{domain_uuid}"):
+    with io_trouble(f"domains/{domain_uuid}"):
         record = _read_record(work)
         if record is None:
             return
@@ -214,7 +214,7 @@ def remove_built(
             DISK_IO_ERROR.
     """
     work = _work(migration_id, state_dir)
-    with _io_trouble(f"domains/{domain_uuid}"):
+    with io_trouble(f"domains/{domain_uuid}"):
         record = _read_record(work)
         if record is None:
             remove_tree(work)
@@ -231,7 +231,7 @@ def remove_built(
 
 def forget_built(migration_id: str, state_dir: Path) -> None:
     """Drop the records of a migration that has ended; the machine stays."""
-    with _io_trouble(f"migrations/{migration_id}"):
+    with io_trouble(f"migrations/{migration_id}"):
         remove_tree(_work(migration_id, state_dir))
 
 
@@ -403,15 +403,3 @@ def _read_record(work: Path) -> BuildRecord | None:
 
 def _write_record(work: Path, record: BuildRecord) -> None:
     write_file(work / _RECORD, msgspec.json.encode(record))
-
-
-@contextmanager
-def _io_trouble(subject: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DroverError(
-            Reason.DISK_IO_ERROR,
-            f"{error.filename or 'A file'} cannot be used: {error.strerror}.",
-            subject=subject,
-        ) from error
