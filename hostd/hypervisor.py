@@ -142,10 +142,15 @@ class Hypervisor:
             sharers = find_sharers(connection, domain_uuid, paths, self.roots)
         return {sharer.path for sharer in sharers if sharer.writes or not written}
 
-    def is_defined(self, domain_uuid: str) -> bool:
-        """True when libvirt knows the machine."""
+    def is_here(self, domain_uuid: str, disks: Sequence[domain_pb2.Volume]) -> bool:
+        """True when libvirt knows the machine and these of its disks are where they belong."""
         with self._connection.get(f"domains/{domain_uuid}") as connection:
-            return domains.try_find(connection, domain_uuid) is not None
+            if domains.try_find(connection, domain_uuid) is None:
+                return False
+        return all(
+            disk.root in self.roots.names and (self.roots.directory(disk.root) / disk.name).exists()
+            for disk in disks
+        )
 
     # --- power
 

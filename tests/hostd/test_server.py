@@ -285,6 +285,8 @@ async def test_forward_calls_out_of_order_are_refused(dial: Dial, pki: TestPki) 
     ]
     for call, reason in expected:
         assert (await told(call)).reason is reason
+    # What was refused left nothing to undo.
+    await calls.EnsureUnparked(pb.EnsureUnparkedRequest(fence=fence), timeout=CALL_SECONDS)
 
 
 async def test_without_libvirt_it_serves_and_says_so(tmp_path: Path, pki: TestPki) -> None:
