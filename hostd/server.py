@@ -25,7 +25,9 @@ from hostd.config import HostdConfig
 from hostd.copies import Copies
 from hostd.fence import FenceStore
 from hostd.hypervisor import Hypervisor
+from hostd.incoming import IncomingFiles
 from hostd.jobs import JobBoard, JobStore
+from hostd.made_directories import MadeDirectories
 from hostd.notify import notify
 from hostd.records import Records
 from hostd.service import HostServicer
@@ -76,6 +78,7 @@ class Daemon:
         self._copies = Copies(jobs, self._board, config.tls.paths, config.limits.max_copies)
         self._stops = Stops(records, self._hypervisor, self._workers)
         self._runner = StepRunner(FenceStore(self._state), self._workers)
+        files = IncomingFiles(config, records, MadeDirectories(self._state))
         servicer = HostServicer(
             config=config,
             hypervisor=self._hypervisor,
@@ -87,7 +90,7 @@ class Daemon:
             copies=self._copies,
             stops=self._stops,
             source=SourceSteps(self._hypervisor, records),
-            target=TargetSteps(config, self._hypervisor, records, self.data_port),
+            target=TargetSteps(config, self._hypervisor, records, self.data_port, files),
         )
         self._stops.resume()
         await self._serve(servicer)

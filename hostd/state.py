@@ -95,6 +95,14 @@ _MIGRATIONS: tuple[str, ...] = (
         update_time  REAL NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE made_directory (
+        migration_id TEXT NOT NULL,
+        root         TEXT NOT NULL,
+        name         TEXT NOT NULL,
+        PRIMARY KEY (migration_id, root, name)
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 SCHEMA_VERSION = len(_MIGRATIONS)
 # What is written while a few machines are put back, many times over.

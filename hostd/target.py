@@ -40,9 +40,10 @@ class TargetSteps:
         hypervisor: libvirt and the storage roots.
         records: What was done so far.
         data_port: Where volumes arrive.
+        files: The files that come to this host.
 
     Attributes:
-        files: The files that come to this host.
+        files: As given.
     """
 
     def __init__(
@@ -51,13 +52,14 @@ class TargetSteps:
         hypervisor: Hypervisor,
         records: Records,
         data_port: DataPort,
+        files: IncomingFiles,
     ) -> None:
         self._config = config
         self._hypervisor = hypervisor
         self._records = records
         self._data_port = data_port
         self._preparing = threading.Lock()
-        self.files = IncomingFiles(config, records)
+        self.files = files
 
     # --- before anything arrives
 
@@ -357,7 +359,8 @@ class TargetSteps:
         """Remove everything that the move put here; nothing when there is nothing.
 
         Raises:
-            DroverError: INSTANCE_STATE while the machine runs here, DISK_IO_ERROR,
+            DroverError: INSTANCE_STATE while the machine runs here, TARGET_LACKS_ROOT
+                when a storage root that holds some of it is missing, DISK_IO_ERROR,
                 LIBVIRT_UNAVAILABLE.
         """
         self._remove(self._records.target(fence.migration_id))
