@@ -24,7 +24,7 @@ from hostd.inventory import HostSettings
 from hostd.libvirt import build, domains, power
 from hostd.libvirt.conn import LibvirtConnection
 from hostd.libvirt.sharing import find_sharers
-from hostd.preflight import Neighbour
+from hostd.preflight_model import Neighbour
 from hostd.v1 import domain_pb2, host_pb2, host_service_pb2, preflight_pb2
 
 

@@ -21,7 +21,8 @@ from hostd.config import HostdConfig
 from hostd.hypervisor import Hypervisor
 from hostd.incoming import SHARED, IncomingFiles, present_path
 from hostd.libvirt.build import BuildOrder
-from hostd.preflight import Neighbour, placements, refuse_failures
+from hostd.preflight import placements, refuse_failures
+from hostd.preflight_model import Neighbour
 from hostd.records import CreatedFile, Records, SourcePhase, TargetPhase, TargetRecord
 from hostd.transfer import DataPort, mover_error
 from hostd.v1 import domain_pb2, fence_pb2, host_service_pb2, preflight_pb2
@@ -231,6 +232,7 @@ class TargetSteps:
                 migration_id=fence.migration_id,
                 domain_uuid=fence.domain_uuid,
                 domain_name=record.machine.domain.name,
+                loader_path=record.machine.domain.host_needs.loader_path,
                 baggage=self.files.baggage(record),
                 volumes=record.machine.domain.volumes,
                 volume_paths=self.files.volume_paths(record),

@@ -94,6 +94,8 @@ class BuildOrder:
         volumes: The machine's volumes, as its source described them.
         volume_paths: volume_id -> path here, for each volume that is here.
         size: Size to give it; None to keep the source's.
+        loader_path: Its firmware image, as the move announced it and the preflight
+            judged it; empty when libvirt chooses one.
     """
 
     migration_id: str
@@ -103,6 +105,7 @@ class BuildOrder:
     volumes: Sequence[domain_pb2.Volume]
     volume_paths: Mapping[str, Path]
     size: preflight_pb2.TargetSize | None = None
+    loader_path: str = ""
 
 
 def build_domain(
@@ -340,6 +343,9 @@ def _refuse_untold(order: BuildOrder, definition: Definition) -> None:
     problem = ""
     if definition.name != order.domain_name or "/" in definition.name:
         problem = f"it is called {definition.name!r}, and {order.domain_name!r} was announced"
+    elif definition.host_needs.loader_path != order.loader_path:
+        found = definition.host_needs.loader_path or "none"
+        problem = f"its firmware image is {found}, and {order.loader_path or 'none'} was announced"
     elif definition.obstacles:
         problem = definition.obstacles[0].message
     if problem:

@@ -164,6 +164,7 @@ def _fill(described: domain_pb2.Domain, definition: Definition) -> None:
     described.has_tpm = definition.has_tpm
     described.has_secrets = definition.has_secrets
     described.interfaces.extend(definition.interfaces)
+    described.host_needs.CopyFrom(definition.host_needs)
 
 
 def _chain(dom: libvirt.virDomain, disk: Disk, roots: StorageRoots) -> Chain:

@@ -332,8 +332,10 @@ class HostServiceServicer:
 
     def EnsureAbsent(self, request, context):
         """EnsureAbsent removes everything that this migration put on this host:
-        definition, volumes, partial copies, reservations, sessions. It never
-        touches a file that the migration did not create.
+        definition, volumes, partial copies, directories, reservations, sessions. It
+        never touches a file that the migration did not create.
+        FAILED_PRECONDITION / TARGET_LACKS_ROOT when a storage root that holds some
+        of it is missing; what is there is kept on record.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

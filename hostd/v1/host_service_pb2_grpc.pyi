@@ -125,8 +125,10 @@ class HostServiceStub:
     """
     EnsureAbsent: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.EnsureAbsentRequest, _host_service_pb2.EnsureAbsentResponse]
     """EnsureAbsent removes everything that this migration put on this host:
-    definition, volumes, partial copies, reservations, sessions. It never
-    touches a file that the migration did not create.
+    definition, volumes, partial copies, directories, reservations, sessions. It
+    never touches a file that the migration did not create.
+    FAILED_PRECONDITION / TARGET_LACKS_ROOT when a storage root that holds some
+    of it is missing; what is there is kept on record.
     """
     ForgetMigration: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.ForgetMigrationRequest, _host_service_pb2.ForgetMigrationResponse]
     """ForgetMigration drops the small records that a migration left here once it
@@ -226,8 +228,10 @@ class HostServiceAsyncStub(HostServiceStub):
     """
     EnsureAbsent: _aio.UnaryUnaryMultiCallable[_host_service_pb2.EnsureAbsentRequest, _host_service_pb2.EnsureAbsentResponse]  # type: ignore[assignment]
     """EnsureAbsent removes everything that this migration put on this host:
-    definition, volumes, partial copies, reservations, sessions. It never
-    touches a file that the migration did not create.
+    definition, volumes, partial copies, directories, reservations, sessions. It
+    never touches a file that the migration did not create.
+    FAILED_PRECONDITION / TARGET_LACKS_ROOT when a storage root that holds some
+    of it is missing; what is there is kept on record.
     """
     ForgetMigration: _aio.UnaryUnaryMultiCallable[_host_service_pb2.ForgetMigrationRequest, _host_service_pb2.ForgetMigrationResponse]  # type: ignore[assignment]
     """ForgetMigration drops the small records that a migration left here once it
@@ -450,8 +454,10 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_service_pb2.EnsureAbsentResponse, _abc.Awaitable[_host_service_pb2.EnsureAbsentResponse]]:
         """EnsureAbsent removes everything that this migration put on this host:
-        definition, volumes, partial copies, reservations, sessions. It never
-        touches a file that the migration did not create.
+        definition, volumes, partial copies, directories, reservations, sessions. It
+        never touches a file that the migration did not create.
+        FAILED_PRECONDITION / TARGET_LACKS_ROOT when a storage root that holds some
+        of it is missing; what is there is kept on record.
         """
 
     @_abc_1.abstractmethod
