@@ -36,18 +36,21 @@ from hostd.libvirt.capture import (
     TPM_DIRECTORY,
     Meta,
     capture,
+    checkpoint_files,
     define,
     give_small_state,
     read_meta,
     refuse_taken_name,
     rewrite,
+    snapshot_files,
     undefine,
 )
 from hostd.libvirt.definition import Definition, default_nvram_path, parse_definition
 from hostd.libvirt.domains import describe, find, try_find
 from hostd.libvirt.errors import translated
+from hostd.libvirt.foreign import Own, foreign_in_definition, foreign_in_snapshot
 from hostd.libvirt.transform import transform_domain, transform_snapshot
-from hostd.libvirt.xml import XmlError, attribute, parse
+from hostd.libvirt.xml import XmlError, parse
 from hostd.v1 import domain_pb2, preflight_pb2
 
 log = structlog.stdlib.get_logger(__name__)
@@ -278,7 +281,7 @@ def _define_from_baggage(
         lambda xml: transform_domain(xml, paths, order.size, nvram or None, emulator),
         lambda xml: transform_snapshot(xml, paths, nvram or None),
     )
-    _refuse_foreign_paths((machine / DOMAIN).read_text("utf-8"), set(paths.values()))
+    _refuse_foreign(machine, Own(set(paths.values()), nvram, order.loader_path))
     remove_small_state(nvram, tpm)
     put_back_small_state(machine, nvram, tpm)
     give_small_state(meta, nvram, tpm)
@@ -356,17 +359,17 @@ def _refuse_untold(order: BuildOrder, definition: Definition) -> None:
         )
 
 
-def _refuse_foreign_paths(xml: str, ours: set[str]) -> None:
-    """No disk of the definition may lie where the other host says."""
-    for source in parse(xml).iterfind("devices/disk//source"):
-        for name in ("file", "dev", "dir", "pool", "name"):
-            place = attribute(source, name)
-            if place and place not in ours:
-                raise DroverError(
-                    Reason.BUILD_FAILED,
-                    f"The definition names {place}, which is none of the machine's volumes here.",
-                    metadata={"path": place},
-                )
+def _refuse_foreign(machine: Path, own: Own) -> None:
+    """Nothing in the definition or its snapshots may be another's than the machine's."""
+    problem = foreign_in_definition((machine / DOMAIN).read_text("utf-8"), own)
+    for path in [*snapshot_files(machine), *checkpoint_files(machine)]:
+        problem = problem or foreign_in_snapshot(path.read_text("utf-8"), own)
+    if problem:
+        raise DroverError(
+            Reason.BUILD_FAILED,
+            f"What arrived names what is not the machine's: {problem}"
+            " Remove it on the source; a snapshot goes with virsh snapshot-delete.",
+        )
 
 
 def _refuse_existing(*places: str) -> None:

@@ -24,7 +24,12 @@ def loader_problem(path: str, known: Collection[str]) -> str:
         return f"The firmware image {path!r} is given without a full path."
     if not Path(path).is_file():
         return f"The firmware image {path} is not here."
-    real = Path(os.path.realpath(path))
-    if path in known or any(real.is_relative_to(place) for place in _PACKAGE_FILES):
+    if path in known or is_package_file(path):
         return ""
     return f"{path} is none of the firmware images that libvirt here knows."
+
+
+def is_package_file(path: str) -> bool:
+    """True for a place where packages put files that everybody may read."""
+    real = Path(os.path.realpath(path))
+    return any(real.is_relative_to(place) for place in _PACKAGE_FILES)
