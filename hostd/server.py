@@ -29,6 +29,7 @@ from hostd.incoming import IncomingFiles
 from hostd.jobs import JobBoard, JobStore
 from hostd.made_directories import MadeDirectories
 from hostd.notify import notify
+from hostd.preparing import Preparation
 from hostd.records import Records
 from hostd.service import HostServicer
 from hostd.source import SourceSteps
@@ -79,6 +80,7 @@ class Daemon:
         self._stops = Stops(records, self._hypervisor, self._workers)
         self._runner = StepRunner(FenceStore(self._state), self._workers)
         files = IncomingFiles(config, records, MadeDirectories(self._state))
+        target = TargetSteps(config, self._hypervisor, records, self.data_port, files)
         servicer = HostServicer(
             config=config,
             hypervisor=self._hypervisor,
@@ -90,7 +92,8 @@ class Daemon:
             copies=self._copies,
             stops=self._stops,
             source=SourceSteps(self._hypervisor, records),
-            target=TargetSteps(config, self._hypervisor, records, self.data_port, files),
+            preparation=Preparation(config, self._hypervisor, records, files, target.remove),
+            target=target,
         )
         self._stops.resume()
         await self._serve(servicer)

@@ -21,6 +21,7 @@ from hostd.facts import take_inventory
 from hostd.fence import check_uuid
 from hostd.hypervisor import Hypervisor
 from hostd.jobs import JobBoard, JobOwner, JobStore
+from hostd.preparing import Preparation
 from hostd.reach import check_reach
 from hostd.records import Records
 from hostd.source import SourceSteps
@@ -57,6 +58,7 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
     copies: Copies
     stops: Stops
     source: SourceSteps
+    preparation: Preparation
     target: TargetSteps
 
     # --- looking
@@ -87,7 +89,7 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
         self, request: host_service_pb2.CheckTargetRequest, context: Context
     ) -> preflight_pb2.PreflightReport:
         """Could it live here?"""
-        return await self.workers.read(lambda: self.target.check(request.machine))
+        return await self.workers.read(lambda: self.preparation.check(request.machine))
 
     async def CheckReach(
         self, request: host_service_pb2.CheckReachRequest, context: Context
@@ -236,7 +238,9 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
         self, request: host_service_pb2.PrepareTargetRequest, context: Context
     ) -> host_service_pb2.PrepareTargetResponse:
         """Check and reserve."""
-        return await self.runner.run_blocking(request.fence, lambda: self.target.prepare(request))
+        return await self.runner.run_blocking(
+            request.fence, lambda: self.preparation.prepare(request)
+        )
 
     async def EnsureBuilt(
         self, request: host_service_pb2.EnsureBuiltRequest, context: Context

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +40,6 @@ from hostd.disks.durable import (
     make_private_directory,
     move_file,
     no_crash,
-    remove_tree,
     sync_directory,
 )
 from hostd.disks.manifest import (
@@ -49,7 +47,6 @@ from hostd.disks.manifest import (
     Manifest,
     ParkedFile,
     ParkState,
-    all_manifests,
     check_migration_id,
     find_manifest,
     homes,
@@ -59,18 +56,22 @@ from hostd.disks.manifest import (
     volumes_of,
     write_manifest,
 )
+from hostd.disks.parked import (
+    being_discarded,
+    missing_disk,
+    refuse_users,
+    remove_leftovers,
+    unpark,
+)
 from hostd.disks.roots import PARKING_DIRECTORY, StorageRoots
 from hostd.disks.small_state import (
-    drop_small_state_aside,
-    put_back_small_state,
     set_aside_small_state,
 )
 from hostd.disks.trouble import io_trouble
-from hostd.disks.users import find_users
-from hostd.libvirt.capture import capture, define, keeps_tpm, read_meta, undefine
+from hostd.libvirt.capture import capture, keeps_tpm, undefine
 from hostd.libvirt.domains import Inspection, inspect, try_find
 from hostd.libvirt.sharing import find_sharers
-from hostd.v1 import domain_pb2, host_pb2
+from hostd.v1 import domain_pb2
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -128,7 +129,7 @@ def park(
             unpark(conn, migration_id, roots, state_dir, at=at)
             found = None
         if found is not None and found[1].state is ParkState.DISCARDING:
-            raise _discarded(migration_id)
+            raise being_discarded(migration_id)
         dom = try_find(conn, domain_uuid)
         if dom is not None:
             if found is not None:
@@ -148,129 +149,6 @@ def park(
     return _answer(home, manifest)
 
 
-def unpark(
-    conn: libvirt.virConnect,
-    migration_id: str,
-    roots: StorageRoots,
-    state_dir: Path,
-    *,
-    at: CrashPoint = no_crash,
-) -> None:
-    """Put a machine back as it was, powered off; nothing when it is not parked.
-
-    It needs no free block where its files lie: they all are there, under other names.
-
-    Args:
-        conn: libvirt.
-        migration_id: The move that parked it.
-        roots: As for `park`.
-        state_dir: As for `park`.
-        at: As for `park`.
-
-    Raises:
-        DroverError: PARKED_NOT_FOUND when it is being discarded;
-            TARGET_FILE_EXISTS when another file took a disk's place;
-            TARGET_NAME_TAKEN, BUILD_FAILED, DISK_MISSING, DISK_IO_ERROR,
-            HOST_DISK_FULL when libvirt has no room for the definition,
-            LIBVIRT_UNAVAILABLE. It can be repeated once the cause is gone.
-    """
-    check_migration_id(migration_id)
-    with io_trouble(f"migrations/{migration_id}", full=Reason.HOST_DISK_FULL):
-        found = find_manifest(migration_id, roots, state_dir)
-        if found is None:
-            _remove_leftovers(homes(migration_id, roots, state_dir), [])
-            return
-        home, manifest = found
-        if manifest.state is ParkState.DISCARDING:
-            raise _discarded(migration_id)
-        manifest = set_state(home, manifest, ParkState.UNPARKING)
-        at("unparking")
-        for file in manifest.files:
-            _put_back(file)
-            at(f"back {file.volume_id}")
-        # A libvirt that removes TPM state may have died in the middle of it.
-        replace_tpm = not keeps_tpm(conn) and try_find(conn, manifest.domain_uuid) is None
-        put_back_small_state(
-            home.machine, manifest.nvram, manifest.tpm, aside=migration_id, replace_tpm=replace_tpm
-        )
-        at("small state back")
-        meta = read_meta(home.machine)
-        define(conn, home.machine, meta, autostart=meta.autostart, full=Reason.HOST_DISK_FULL)
-        at("defined")
-        home.manifest.unlink()
-        sync_directory(home.path)
-        at("manifest gone")
-        _remove_leftovers(homes(migration_id, roots, state_dir), manifest.files)
-    log.info("unparked", migration=migration_id, domain=manifest.domain_uuid)
-
-
-def discard(
-    migration_id: str, roots: StorageRoots, state_dir: Path, *, at: CrashPoint = no_crash
-) -> int:
-    """Delete a parked machine for good; nothing when it is not parked.
-
-    Returns:
-        Allocated bytes of what this call deleted.
-
-    Raises:
-        DroverError: MIGRATION_STATE when the machine is not wholly parked;
-            DISK_IN_USE; DISK_IO_ERROR; HOST_DISK_FULL.
-    """
-    check_migration_id(migration_id)
-    with io_trouble(f"migrations/{migration_id}", full=Reason.HOST_DISK_FULL):
-        found = find_manifest(migration_id, roots, state_dir)
-        if found is None:
-            _remove_leftovers(homes(migration_id, roots, state_dir), [])
-            return 0
-        home, manifest = found
-        if manifest.state not in (ParkState.PARKED, ParkState.DISCARDING):
-            raise DroverError(
-                Reason.MIGRATION_STATE,
-                f"{manifest.domain_name} is {manifest.state} here, not PARKED;"
-                " nothing was deleted.",
-                subject=f"migrations/{migration_id}",
-            )
-        paths = [Path(file.parked) for file in manifest.files]
-        _refuse_users(paths, manifest.domain_name)
-        manifest = set_state(home, manifest, ParkState.DISCARDING)
-        at("discarding")
-        freed_bytes = 0
-        for path in [*paths, home.path / ARCHIVE_NAME]:
-            freed_bytes += _delete(path)
-            at(f"deleted {path.name}")
-        remove_tree(home.machine)
-        drop_small_state_aside(manifest.nvram, manifest.tpm, aside=migration_id)
-        at("machine gone")
-        _remove_volume_directories(manifest.files)
-        home.manifest.unlink()
-        sync_directory(home.path)
-        at("manifest gone")
-        _remove_leftovers(homes(migration_id, roots, state_dir), manifest.files)
-    log.info("parked copy deleted", migration=migration_id, freed_bytes=freed_bytes)
-    return freed_bytes
-
-
-def find_parked(roots: StorageRoots, state_dir: Path) -> list[host_pb2.ParkedMachine]:
-    """Every parked machine on this host, in name order."""
-    found = []
-    for home, manifest in all_manifests(roots, state_dir):
-        files = [Path(file.parked) for file in manifest.files]
-        files += [path for path in home.path.rglob("*") if path not in files]
-        found.append(
-            host_pb2.ParkedMachine(
-                domain_uuid=manifest.domain_uuid,
-                domain_name=manifest.domain_name,
-                migration_id=manifest.migration_id,
-                manifest_path=str(home.manifest),
-                allocated_bytes=sum(_allocated_bytes(path) for path in files),
-            )
-        )
-    return sorted(found, key=lambda machine: machine.domain_name)
-
-
-# --- parking
-
-
 def _prepare(
     dom: libvirt.virDomain,
     migration_id: str,
@@ -283,10 +161,10 @@ def _prepare(
     _refuse_unless_parkable(found)
     disks = [v for v in found.domain.volumes if v.kind == domain_pb2.VOLUME_KIND_DISK]
     paths = [Path(volume.path) for volume in disks]
-    _refuse_users(paths, found.domain.name)
+    refuse_users(paths, found.domain.name)
     _refuse_sharers(dom, paths, roots)
     all_homes = homes(migration_id, roots, state_dir)
-    _remove_leftovers(all_homes, [])
+    remove_leftovers(all_homes, [])
     place = roots.directory(disks[0].root) / PARKING_DIRECTORY if disks else state_dir / "parked"
     home = Home(place / migration_id)
     make_private_directory(home.path)
@@ -365,7 +243,7 @@ def _refuse_if_set_aside(manifest: Manifest, dom: libvirt.virDomain) -> None:
 def _set_aside(home: Home, manifest: Manifest, at: CrashPoint, *, refresh: bool) -> None:
     if manifest.state is ParkState.PARKED:
         return
-    _refuse_users([Path(file.original) for file in manifest.files], manifest.domain_name)
+    refuse_users([Path(file.original) for file in manifest.files], manifest.domain_name)
     for file in manifest.files:
         _move_aside(file)
         at(f"aside {file.volume_id}")
@@ -387,7 +265,7 @@ def _move_aside(file: ParkedFile) -> None:
     try:
         status = original.lstat()
     except FileNotFoundError as error:
-        raise _missing(file) from error
+        raise missing_disk(file) from error
     if status.st_ino != file.inode:
         raise DroverError(
             Reason.DISK_CHANGED,
@@ -395,23 +273,6 @@ def _move_aside(file: ParkedFile) -> None:
             metadata={"volume_id": file.volume_id},
         )
     move_file(original, parked)
-
-
-def _put_back(file: ParkedFile) -> None:
-    original, parked = Path(file.original), Path(file.parked)
-    if not parked.exists():
-        if original.exists():
-            return
-        raise _missing(file)
-    try:
-        move_file(parked, original)
-    except FileExistsError as error:
-        raise DroverError(
-            Reason.TARGET_FILE_EXISTS,
-            f"Another file has taken the place of disk {file.volume_id} at {original};"
-            f" the disk is kept at {parked}.",
-            metadata={"volume_id": file.volume_id, "path": str(original)},
-        ) from error
 
 
 def _answer(home: Home, manifest: Manifest) -> Parked:
@@ -430,18 +291,6 @@ def _answer(home: Home, manifest: Manifest) -> Parked:
     return Parked((*volumes_of(manifest), baggage), home.manifest, manifest.domain_name)
 
 
-# --- shared
-
-
-def _refuse_users(paths: Sequence[Path], domain_name: str) -> None:
-    for user in find_users(paths):
-        raise DroverError(
-            Reason.DISK_IN_USE,
-            f"{user.path} of {domain_name} is open in {user}.",
-            metadata={"path": str(user.path), "pid": str(user.pid), "command": user.command},
-        )
-
-
 def _refuse_sharers(dom: libvirt.virDomain, paths: Sequence[Path], roots: StorageRoots) -> None:
     for sharer in find_sharers(dom.connect(), dom.UUIDString(), paths, roots):
         raise DroverError(
@@ -449,65 +298,3 @@ def _refuse_sharers(dom: libvirt.virDomain, paths: Sequence[Path], roots: Storag
             f"{sharer}, which would be left without it.",
             subject=f"domains/{dom.UUIDString()}",
         )
-
-
-def _remove_leftovers(all_homes: Sequence[Home], files: Sequence[ParkedFile]) -> None:
-    """Remove what is left where no manifest is. A disk is never among it."""
-    _remove_volume_directories(files)
-    for home in all_homes:
-        if not home.path.is_dir() or home.manifest.exists():
-            continue
-        remove_tree(home.machine)
-        for path in home.path.iterdir():
-            if path.is_dir():
-                _remove_empty_directory(path)
-            elif path.name.startswith((ARCHIVE_NAME, "manifest.json")):
-                path.unlink()
-        _remove_empty_directory(home.path)
-        _remove_empty_directory(home.path.parent)
-
-
-def _remove_volume_directories(files: Sequence[ParkedFile]) -> None:
-    for file in files:
-        volume = Path(file.parked).parent
-        for directory in (volume, volume.parent, volume.parent.parent):
-            _remove_empty_directory(directory)
-
-
-def _remove_empty_directory(path: Path) -> None:
-    # Not empty, or gone: both are fine.
-    with suppress(OSError):
-        path.rmdir()
-
-
-def _delete(path: Path) -> int:
-    try:
-        freed_bytes = _allocated_bytes(path)
-        path.unlink()
-    except FileNotFoundError:
-        return 0
-    sync_directory(path.parent)
-    return freed_bytes
-
-
-def _allocated_bytes(path: Path) -> int:
-    with suppress(OSError):
-        status = path.lstat()
-        return 0 if path.is_dir() else status.st_blocks * _SECTOR_BYTES
-    return 0
-
-
-def _missing(file: ParkedFile) -> DroverError:
-    return DroverError(
-        Reason.DISK_MISSING,
-        f"Disk {file.volume_id} is neither at {file.original} nor at {file.parked}.",
-        metadata={"volume_id": file.volume_id},
-    )
-
-
-def _discarded(migration_id: str) -> DroverError:
-    return DroverError(
-        Reason.PARKED_NOT_FOUND,
-        "The parked copy is being deleted for good; it cannot be put back.",
-        subject=f"migrations/{migration_id}",
-    )

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import libvirt
@@ -25,12 +24,19 @@ import structlog
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from hostd.disks.baggage import unpack
-from hostd.disks.durable import give_to, make_private_directory, remove_tree, write_file
+from hostd.disks.durable import give_to, make_private_directory, remove_tree
 from hostd.disks.images import grow, set_backing_file
-from hostd.disks.manifest import check_migration_id
 from hostd.disks.roots import StorageRoots
 from hostd.disks.small_state import put_back_small_state, remove_small_state
 from hostd.disks.trouble import io_trouble
+from hostd.libvirt.build_record import (
+    RECORD,
+    BuildRecord,
+    BuildState,
+    read_record,
+    work_of,
+    write_record,
+)
 from hostd.libvirt.capture import (
     DOMAIN,
     TPM_DIRECTORY,
@@ -54,35 +60,6 @@ from hostd.libvirt.xml import XmlError, parse
 from hostd.v1 import domain_pb2, preflight_pb2
 
 log = structlog.stdlib.get_logger(__name__)
-
-_RECORD = "built.json"
-
-
-class BuildState(StrEnum):
-    """Where a built machine stands; drawn at the top of the module."""
-
-    BUILDING = "BUILDING"
-    BUILT = "BUILT"
-    KEPT = "KEPT"
-
-
-class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a migration made here besides disks.
-
-    Attributes:
-        state: Where it stands.
-        domain_uuid: The machine.
-        nvram: Its NVRAM file; empty without one.
-        tpm: Its TPM state; empty without any.
-        autostart: It is to start together with the host, and does not yet: until the
-            move has given it to this host, nothing but a call may start it.
-    """
-
-    state: BuildState
-    domain_uuid: str
-    nvram: str = ""
-    tpm: str = ""
-    autostart: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,10 +101,10 @@ def build_domain(
             baggage is not usable; DISK_IO_ERROR; LIBVIRT_UNAVAILABLE. Repeat it,
             or remove_built.
     """
-    work = _work(order.migration_id, state_dir)
+    work = work_of(order.migration_id, state_dir)
     subject = f"domains/{order.domain_uuid}"
     with io_trouble(subject):
-        record = _read_record(work)
+        record = read_record(work)
         dom = try_find(conn, order.domain_uuid)
         if dom is not None and record is None:
             raise DroverError(
@@ -143,7 +120,7 @@ def build_domain(
             record = _define_kept(conn, work, record)
         else:
             record = _define_from_baggage(conn, order, work, record)
-        _write_record(work, msgspec.structs.replace(record, state=BuildState.BUILT))
+        write_record(work, msgspec.structs.replace(record, state=BuildState.BUILT))
         remove_tree(work / "kept")
         remove_tree(work / "baggage")
     log.info("built", migration=order.migration_id, domain=order.domain_uuid)
@@ -160,17 +137,17 @@ def give_autostart(
     Raises:
         DroverError: DISK_IO_ERROR, LIBVIRT_UNAVAILABLE.
     """
-    work = _work(migration_id, state_dir)
+    work = work_of(migration_id, state_dir)
     subject = f"domains/{domain_uuid}"
     with io_trouble(subject):
-        record = _read_record(work)
+        record = read_record(work)
         if record is None or not record.autostart:
             return
         dom = try_find(conn, domain_uuid)
         if dom is not None:
             with translated(subject):
                 dom.setAutostart(1)
-        _write_record(work, msgspec.structs.replace(record, autostart=False))
+        write_record(work, msgspec.structs.replace(record, autostart=False))
 
 
 def undefine_built(
@@ -184,9 +161,9 @@ def undefine_built(
         DroverError: INSTANCE_STARTED_MEANWHILE while it runs; DISK_IO_ERROR;
             LIBVIRT_UNAVAILABLE.
     """
-    work = _work(migration_id, state_dir)
+    work = work_of(migration_id, state_dir)
     with io_trouble(f"domains/{domain_uuid}"):
-        record = _read_record(work)
+        record = read_record(work)
         if record is None:
             return
         dom = try_find(conn, domain_uuid)
@@ -201,7 +178,7 @@ def undefine_built(
             remove_tree(work / "kept")
             (work / "kept.new").rename(work / "kept")
             record = msgspec.structs.replace(record, state=BuildState.KEPT)
-            _write_record(work, record)
+            write_record(work, record)
             undefine(dom)
         if record.state is BuildState.KEPT:
             remove_small_state(record.nvram, record.tpm)
@@ -219,9 +196,9 @@ def remove_built(
         DroverError: INSTANCE_STATE while it runs; LIBVIRT_UNAVAILABLE;
             DISK_IO_ERROR.
     """
-    work = _work(migration_id, state_dir)
+    work = work_of(migration_id, state_dir)
     with io_trouble(f"domains/{domain_uuid}"):
-        record = _read_record(work)
+        record = read_record(work)
         if record is None:
             remove_tree(work)
             return
@@ -230,7 +207,7 @@ def remove_built(
             _refuse_active(dom)
             undefine(dom)
         remove_small_state(record.nvram, record.tpm)
-        (work / _RECORD).unlink()
+        (work / RECORD).unlink()
         remove_tree(work)
     log.info("removed what was built", migration=migration_id, domain=domain_uuid)
 
@@ -238,7 +215,7 @@ def remove_built(
 def forget_built(migration_id: str, state_dir: Path) -> None:
     """Drop the records of a migration that has ended; the machine stays."""
     with io_trouble(f"migrations/{migration_id}"):
-        remove_tree(_work(migration_id, state_dir))
+        remove_tree(work_of(migration_id, state_dir))
 
 
 # --- building
@@ -272,7 +249,7 @@ def _define_from_baggage(
             tpm=tpm,
             autostart=meta.autostart,
         )
-        _write_record(work, record)
+        write_record(work, record)
     _prepare_disks(order, meta)
     emulator = _emulator(conn, definition)
     paths = {volume_id: str(path) for volume_id, path in order.volume_paths.items()}
@@ -390,25 +367,3 @@ def _refuse_active(dom: libvirt.virDomain) -> None:
                 f"{dom.name()} runs here; it has to be off before it is taken away.",
                 subject=f"domains/{dom.UUIDString()}",
             )
-
-
-# --- records
-
-
-def _work(migration_id: str, state_dir: Path) -> Path:
-    return state_dir / "built" / check_migration_id(migration_id)
-
-
-def _read_record(work: Path) -> BuildRecord | None:
-    try:
-        return msgspec.json.decode((work / _RECORD).read_bytes(), type=BuildRecord)
-    except FileNotFoundError:
-        return None
-    except msgspec.MsgspecError as error:
-        raise DroverError(
-            Reason.DISK_IO_ERROR, f"{work / _RECORD} cannot be read: {error}."
-        ) from error
-
-
-def _write_record(work: Path, record: BuildRecord) -> None:
-    write_file(work / _RECORD, msgspec.json.encode(record))

@@ -10,7 +10,8 @@ import pytest
 
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
-from hostd.disks.parking import discard, park, unpark
+from hostd.disks.parked import discard, unpark
+from hostd.disks.parking import park
 from hostd.disks.roots import StorageRoots
 from tests.hostd.guests import Guest, disk_xml, make_disk
 from tests.hostd.private_host import IMAGES, PrivateHost, virsh

@@ -16,7 +16,8 @@ from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from hostd.disks.baggage import pack, unpack
 from hostd.disks.images import virtual_size_bytes
-from hostd.disks.parking import discard, park
+from hostd.disks.parked import discard
+from hostd.disks.parking import park
 from hostd.disks.roots import StorageRoots
 from hostd.libvirt.build import (
     BuildOrder,
