@@ -130,22 +130,16 @@ class Copies:
         Raises:
             DroverError: INVALID_FIELD when the id is another migration's job.
         """
-        found = await self._blocking(self._store.get, order.job_id)
-        if found is not None and found[1] != order.owner:
-            raise DroverError(
-                Reason.INVALID_FIELD,
-                f"Job {order.job_id} belongs to migration {found[1].migration_id}.",
-                subject="job_id",
-            )
-        if found is not None and found[0].state == SUCCEEDED:
-            return found[0]
+        found = await self._job_of(order.owner, order.job_id)
+        if found is not None and found.state == SUCCEEDED:
+            return found
         run = self._runs.get(order.job_id)
         if run is not None:
             if hmac.compare_digest(run.order.key, order.key):
                 return await self._board.get(order.job_id)
             log.info("copy goes on under a new session key", job=order.job_id)
             await self._end(run, _REPLACE)
-        return await self._begin(order, found[0] if found else None)
+        return await self._begin(order, found)
 
     async def _begin(self, order: CopyOrder, before: job_pb2.Job | None) -> job_pb2.Job:
         job = job_pb2.Job(job_id=order.job_id, state=RUNNING)
@@ -161,12 +155,15 @@ class Copies:
         run.task = asyncio.create_task(self._follow(run, job))
         return job
 
-    async def set_limit(self, job_id: str, limit_bytes_per_second: int) -> job_pb2.Job:
+    async def set_limit(
+        self, owner: JobOwner, job_id: str, limit_bytes_per_second: int
+    ) -> job_pb2.Job:
         """Change the limit of a running copy; does nothing to one that has ended.
 
         Raises:
-            DroverError: JOB_NOT_FOUND.
+            DroverError: JOB_NOT_FOUND; INVALID_FIELD when it is not this owner's.
         """
+        await self._job_of(owner, job_id)
         job = await self._board.get(job_id)
         run = self._runs.get(job_id)
         if run is None:
@@ -178,22 +175,40 @@ class Copies:
         job.progress.limit_bytes_per_second = limit_bytes_per_second
         return job
 
-    async def cancel(self, job_id: str) -> None:
-        """End a job and wait until it has let go of its files."""
+    async def cancel(self, owner: JobOwner, job_id: str) -> None:
+        """End a job and wait until it has let go of its files; nothing when there is none.
+
+        Raises:
+            DroverError: INVALID_FIELD when it is not this owner's.
+        """
+        job = await self._job_of(owner, job_id)
         run = self._runs.get(job_id)
         if run is not None:
             await self._end(run, _CANCEL)
-            return
-        found = await self._blocking(self._store.get, job_id)
-        if found is not None and found[0].state not in (SUCCEEDED, FAILED, CANCELLED):
-            job, owner = found
+        elif job is not None and job.state not in (SUCCEEDED, FAILED, CANCELLED):
             job.state = CANCELLED
             await self._blocking(self._store.put, job, owner)
 
-    async def cancel_all(self, migration_id: str) -> None:
+    async def cancel_all(self, owner: JobOwner) -> None:
         """End all jobs of a migration."""
-        for job_id in await self._blocking(self._store.ids_of, migration_id):
-            await self.cancel(job_id)
+        for job_id in await self._blocking(self._store.ids_of, owner.migration_id):
+            await self.cancel(owner, job_id)
+
+    async def _job_of(self, owner: JobOwner, job_id: str) -> job_pb2.Job | None:
+        """The job as it was last written; None when there is none of that id.
+
+        Raises:
+            DroverError: INVALID_FIELD when it is not this owner's.
+        """
+        found = await self._blocking(self._store.get, job_id)
+        if found is not None and found[1] != owner:
+            raise DroverError(
+                Reason.INVALID_FIELD,
+                f"Job {job_id} belongs to migration {found[1].migration_id} of domain"
+                f" {found[1].domain_uuid}, not to the one of the fence.",
+                subject="job_id",
+            )
+        return found[0] if found is not None else None
 
     async def close(self) -> None:
         """Stop sending; jobs stay RUNNING on disk and are INTERRUPTED at the next start."""

@@ -17,14 +17,14 @@ import libvirt
 
 from hostd import inventory, preflight, preflight_facts
 from hostd.config import HostdConfig
-from hostd.disks import parking
+from hostd.disks import parked, parking
 from hostd.disks.manifest import all_manifests, find_manifest
 from hostd.disks.roots import StorageRoots
 from hostd.inventory import HostSettings
 from hostd.libvirt import build, domains, power
 from hostd.libvirt.conn import LibvirtConnection
 from hostd.libvirt.sharing import find_sharers
-from hostd.preflight import Neighbour
+from hostd.preflight_model import Neighbour
 from hostd.v1 import domain_pb2, host_pb2, host_service_pb2, preflight_pb2
 
 
@@ -117,7 +117,7 @@ class Hypervisor:
             own_files: Files that its own move has created here.
             coming: Machines that other moves are bringing here.
         """
-        parked = [
+        aside = [
             Neighbour(
                 manifest.domain_uuid,
                 manifest.domain_name,
@@ -134,7 +134,7 @@ class Hypervisor:
             machine,
             reserved_bytes=reserved_bytes,
             own_files=own_files,
-            others=[*parked, *coming],
+            others=[*aside, *coming],
         )
         return preflight.check_target(machine, facts)
 
@@ -152,10 +152,15 @@ class Hypervisor:
             sharers = find_sharers(connection, domain_uuid, paths, self.roots)
         return {sharer.path for sharer in sharers if sharer.writes or not written}
 
-    def is_defined(self, domain_uuid: str) -> bool:
-        """True when libvirt knows the machine."""
+    def is_here(self, domain_uuid: str, disks: Sequence[domain_pb2.Volume]) -> bool:
+        """True when libvirt knows the machine and these of its disks are where they belong."""
         with self._connection.get(f"domains/{domain_uuid}") as connection:
-            return domains.try_find(connection, domain_uuid) is not None
+            if domains.try_find(connection, domain_uuid) is None:
+                return False
+        return all(
+            disk.root in self.roots.names and (self.roots.directory(disk.root) / disk.name).exists()
+            for disk in disks
+        )
 
     # --- power
 
@@ -194,21 +199,19 @@ class Hypervisor:
     def park(self, migration_id: str, domain_uuid: str) -> host_service_pb2.EnsureParkedResponse:
         """Undefine a machine that is off and move its files aside."""
         with self._connection.get(f"domains/{domain_uuid}") as connection:
-            parked = parking.park(
-                connection, domain_uuid, migration_id, self.roots, self._state_dir
-            )
+            aside = parking.park(connection, domain_uuid, migration_id, self.roots, self._state_dir)
         return host_service_pb2.EnsureParkedResponse(
-            volumes=parked.volumes, manifest_path=str(parked.manifest_path)
+            volumes=aside.volumes, manifest_path=str(aside.manifest_path)
         )
 
     def unpark(self, migration_id: str, domain_uuid: str) -> None:
         """Put a machine back; nothing when it is not set aside."""
         with self._connection.get(f"domains/{domain_uuid}") as connection:
-            parking.unpark(connection, migration_id, self.roots, self._state_dir)
+            parked.unpark(connection, migration_id, self.roots, self._state_dir)
 
     def discard_parked(self, migration_id: str) -> int:
         """Delete a machine that is set aside; returns the allocated bytes freed."""
-        return parking.discard(migration_id, self.roots, self._state_dir)
+        return parked.discard(migration_id, self.roots, self._state_dir)
 
     def is_parked(self, migration_id: str) -> bool:
         """True when there is a manifest of what the move set aside."""
@@ -216,7 +219,7 @@ class Hypervisor:
 
     def find_parked(self) -> list[host_pb2.ParkedMachine]:
         """Every machine that is set aside here."""
-        return parking.find_parked(self.roots, self._state_dir)
+        return parked.find_parked(self.roots, self._state_dir)
 
     # --- building
 

@@ -21,6 +21,7 @@ from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from diskmover import IncomingVolume, MoverError
 from hostd.config import HostdConfig
+from hostd.made_directories import MadeDirectories
 from hostd.preflight import placements
 from hostd.records import CreatedFile, Records, TargetPhase, TargetRecord
 from hostd.transfer import mover_error
@@ -44,12 +45,14 @@ class IncomingFiles:
     Args:
         config: Storage roots and the state directory.
         records: Where files are noted.
+        directories: Where the directories are noted that are made for them.
     """
 
-    def __init__(self, config: HostdConfig, records: Records) -> None:
+    def __init__(self, config: HostdConfig, records: Records, directories: MadeDirectories) -> None:
         self._roots = config.storage.roots
         self._private = config.state.directory / "moves"
         self._records = records
+        self._directories = directories
 
     # --- room
 
@@ -169,7 +172,7 @@ class IncomingFiles:
         if noted is None:
             noted = self._place(record, volume)
             self._records.add_created_file(record.migration_id, noted)
-        self._make_directory(noted)
+        self._directories.make_parents(record.migration_id, noted.root, noted.name)
         return noted
 
     def _place(self, record: TargetRecord, volume: domain_pb2.Volume) -> CreatedFile:
@@ -191,24 +194,6 @@ class IncomingFiles:
                 metadata={"root": root},
             )
         return CreatedFile(volume.volume_id, self._roots[root], name)
-
-    def _make_directory(self, file: CreatedFile) -> None:
-        """Make the directories between root and file, following no symlink."""
-        made = ""
-        for part in PurePosixPath(file.name).parts[:-1]:
-            try:
-                parent = diskmover.open_beneath(
-                    file.root, made or ".", os.O_RDONLY | os.O_DIRECTORY
-                )
-            except MoverError as error:
-                raise mover_error(error, f"volumes/{file.volume_id}") from error
-            try:
-                os.mkdir(part, 0o755, dir_fd=parent)
-            except FileExistsError:
-                pass
-            finally:
-                os.close(parent)
-            made = f"{made}/{part}" if made else part
 
     def private(self, migration_id: str) -> Path:
         """A folder of this move that only hostd can read; made when missing."""
@@ -283,18 +268,24 @@ class IncomingFiles:
             keep: Published files to leave where they are.
 
         Raises:
-            DroverError: A file cannot be removed.
+            DroverError: TARGET_LACKS_ROOT when a storage root that files were brought to
+                is missing; or a file cannot be removed.
         """
+        private = self._private / record.migration_id
         for file in self._records.created_files(record.migration_id).values():
             if not file.root.exists():
-                continue
+                if file.root == private:
+                    # Gone already, with all that was in it.
+                    continue
+                raise _missing_root(file, record.migration_id)
             try:
                 if file.path not in keep:
                     diskmover.discard_published(file.root, file.name, record.migration_id)
                 diskmover.discard(file.root, file.name, record.migration_id)
             except MoverError as error:
                 raise mover_error(error, f"migrations/{record.migration_id}") from error
-        shutil.rmtree(self._private / record.migration_id, ignore_errors=True)
+        self._directories.remove(record.migration_id)
+        shutil.rmtree(private, ignore_errors=True)
 
     def keep(self, record: TargetRecord) -> None:
         """Leave the volumes to the machine and remove what only the move needed.
@@ -307,6 +298,7 @@ class IncomingFiles:
                 diskmover.discard(file.root, file.name, record.migration_id)
             except MoverError as error:
                 raise mover_error(error, f"migrations/{record.migration_id}") from error
+        self._directories.forget(record.migration_id)
         shutil.rmtree(self._private / record.migration_id, ignore_errors=True)
 
 
@@ -350,6 +342,16 @@ def _is_file(root: Path, name: str) -> bool:
         return stat.S_ISREG(os.fstat(descriptor).st_mode)
     finally:
         os.close(descriptor)
+
+
+def _missing_root(file: CreatedFile, migration_id: str) -> DroverError:
+    return DroverError(
+        Reason.TARGET_LACKS_ROOT,
+        f"The storage root {file.root} is not there, so volume {file.volume_id} of migration"
+        f" {migration_id} cannot be removed from it. Mount it and try again.",
+        subject=f"migrations/{migration_id}",
+        metadata={"root": str(file.root), "volume_id": file.volume_id},
+    )
 
 
 def _bad_field(field: str, what: str) -> DroverError:

@@ -11,7 +11,7 @@ import libvirt
 import structlog
 
 from controlplane.common.errors import DroverError
-from hostd.disks.parking import find_parked
+from hostd.disks.parked import find_parked
 from hostd.disks.roots import StorageRoots
 from hostd.libvirt.capabilities import capabilities
 from hostd.libvirt.conn import LibvirtConnection

@@ -20,7 +20,7 @@ from google.protobuf import json_format
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from hostd.state import StateFile, now
-from hostd.v1 import job_pb2
+from hostd.v1 import fence_pb2, job_pb2
 
 RUNNING = job_pb2.Job.STATE_RUNNING
 SUCCEEDED = job_pb2.Job.STATE_SUCCEEDED
@@ -40,6 +40,11 @@ class JobOwner:
 
     migration_id: str
     domain_uuid: str
+
+    @classmethod
+    def of(cls, fence: fence_pb2.Fence) -> JobOwner:
+        """Whom a fence speaks for."""
+        return cls(fence.migration_id, fence.domain_uuid)
 
 
 class JobStore:

@@ -7,75 +7,30 @@ failure is the most telling one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 
 from controlplane.common.errors import DroverError, Violation
 from controlplane.common.reasons import Reason
 from hostd.disks.users import FileUser
 from hostd.libvirt.domains import Inspection
 from hostd.libvirt.sharing import Sharer
-from hostd.v1 import domain_pb2, host_pb2, preflight_pb2
+from hostd.preflight_model import (
+    FAIL,
+    Check,
+    IncomingMachine,
+    TargetFacts,
+    failed,
+    passed,
+    warned,
+)
+from hostd.preflight_needs import NEEDS
+from hostd.v1 import domain_pb2, preflight_pb2
 
-PASS = preflight_pb2.PreflightCheck.OUTCOME_PASS
-WARN = preflight_pb2.PreflightCheck.OUTCOME_WARN
-FAIL = preflight_pb2.PreflightCheck.OUTCOME_FAIL
 _GIB, _MIB = 1024**3, 1024**2
 _HOST_CPU_MODES = ("host-passthrough", "host-model", "maximum")
 
 
-@dataclass(frozen=True)
-class Neighbour:
-    """A machine that is on the target already, or that a move keeps a place for there.
-
-    Attributes:
-        uuid: libvirt UUID.
-        name: libvirt name.
-        mac_addresses: Of its network cards.
-        places: Paths that its move keeps for its files.
-        migration_id: The move that parked it here or brings it here; empty for a
-            domain that libvirt knows.
-    """
-
-    uuid: str
-    name: str
-    mac_addresses: frozenset[str] = frozenset()
-    places: frozenset[str] = frozenset()
-    migration_id: str = ""
-
-    @property
-    def where(self) -> str:
-        """Where it is, as the end of a sentence."""
-        return f"belongs here by migration {self.migration_id}" if self.migration_id else "is here"
-
-
-@dataclass(frozen=True)
-class TargetFacts:
-    """What the checks of a target go by.
-
-    Attributes:
-        host: Facts of the host; `available_bytes` without what others reserved.
-        neighbours: Domains here, the one that this migration built left out.
-        network_devices: Names of all network interfaces.
-        max_vcpus: Most virtual CPUs of the machine's type; 0 when unknown.
-        cpu_fits: Whether the guest's CPU can be had; None when libvirt cannot tell.
-        occupied: volume_id -> path, where a file is in a volume's way.
-        misplaced: volume_id -> why its place cannot be used.
-        clock_synchronised: Whether the host's clock is; None when unknown.
-    """
-
-    host: host_pb2.HostFacts
-    neighbours: tuple[Neighbour, ...] = ()
-    network_devices: frozenset[str] = frozenset()
-    max_vcpus: int = 0
-    cpu_fits: bool | None = None
-    occupied: Mapping[str, str] = field(default_factory=dict)
-    misplaced: Mapping[str, str] = field(default_factory=dict)
-    clock_synchronised: bool | None = None
-
-
-Check = preflight_pb2.PreflightCheck
-_Machine = preflight_pb2.IncomingMachine
+_Machine = IncomingMachine
 Judge = Callable[[_Machine, TargetFacts], Check]
 
 
@@ -117,9 +72,9 @@ def check_source(
     for obstacle in found.obstacles:
         about_disk = obstacle.reason is not Reason.INSTANCE_IMMOVABLE
         name = "disk" if about_disk else "obstacle"
-        checks.append(_fail(name, obstacle.reason, obstacle.message, obstacle.reason.info.help))
+        checks.append(failed(name, obstacle.reason, obstacle.message, obstacle.reason.info.help))
     if not found.obstacles:
-        checks.append(_pass("obstacle", "Nothing in its definition or disks binds it to the host."))
+        checks.append(passed("obstacle", "Nothing in its definition or disks binds it here."))
     checks += _uses(domain, users, sharers)
     return preflight_pb2.PreflightReport(checks=checks)
 
@@ -131,15 +86,15 @@ def refuse_failures(report: preflight_pb2.PreflightReport, subject: str) -> None
         DroverError: The reason of the first failed check; all failed ones are
             its violations.
     """
-    failed = [check for check in report.checks if check.outcome == FAIL]
-    if not failed:
+    failures = [check for check in report.checks if check.outcome == FAIL]
+    if not failures:
         return
     raise DroverError(
-        Reason.__members__.get(failed[0].reason, Reason.INSTANCE_IMMOVABLE),
-        failed[0].message,
+        Reason.__members__.get(failures[0].reason, Reason.INSTANCE_IMMOVABLE),
+        failures[0].message,
         subject=subject,
-        metadata={"check": failed[0].check, "failed": ",".join(c.check for c in failed)},
-        violations=[Violation(subject, f"{c.message} {c.fix}".strip(), c.reason) for c in failed],
+        metadata={"check": failures[0].check, "failed": ",".join(c.check for c in failures)},
+        violations=[Violation(subject, f"{c.message} {c.fix}".strip(), c.reason) for c in failures],
     )
 
 
@@ -150,9 +105,9 @@ def _state(domain: domain_pb2.Domain) -> Check:
     state = domain_pb2.PowerState.Name(domain.power_state).removeprefix("POWER_STATE_")
     movable = (domain_pb2.POWER_STATE_RUNNING, domain_pb2.POWER_STATE_SHUTOFF)
     if domain.power_state in movable:
-        return _pass("state", f"It is {state}.")
+        return passed("state", f"It is {state}.")
     message = f"It is {state}; only a running or shut-off machine can move."
-    return _fail("state", Reason.INSTANCE_STATE, message, Reason.INSTANCE_STATE.info.help)
+    return failed("state", Reason.INSTANCE_STATE, message, Reason.INSTANCE_STATE.info.help)
 
 
 def _uses(
@@ -167,13 +122,13 @@ def _uses(
     ]
     for user in strangers:
         message = f"{user.path} is open in {user}."
-        yield _fail("disk-use", Reason.DISK_IN_USE, message, f"Stop {user}.")
+        yield failed("disk-use", Reason.DISK_IN_USE, message, f"Stop {user}.")
     for sharer in sharers:
         message = f"{sharer}, which would be left without it."
         fix = f"Move {sharer.domain_name} off that file, or give it a copy."
-        yield _fail("disk-use", Reason.INSTANCE_IMMOVABLE, message, fix)
+        yield failed("disk-use", Reason.INSTANCE_IMMOVABLE, message, fix)
     if not strangers and not sharers:
-        yield _pass("disk-use", "Nobody else has its disks.")
+        yield passed("disk-use", "Nobody else has its disks.")
 
 
 # --- target
@@ -181,19 +136,19 @@ def _uses(
 
 def _libvirt(machine: _Machine, facts: TargetFacts) -> Check:
     if not facts.host.libvirt_connected:
-        return _fail(
+        return failed(
             "libvirt", Reason.LIBVIRT_UNAVAILABLE, "libvirt does not answer.", "Start libvirtd."
         )
     libvirt_, qemu = _version(facts.host.libvirt_version), _version(facts.host.qemu_version)
-    return _pass("libvirt", f"libvirt {libvirt_} with QEMU {qemu} answers.")
+    return passed("libvirt", f"libvirt {libvirt_} with QEMU {qemu} answers.")
 
 
 def _uuid(machine: _Machine, facts: TargetFacts) -> Check:
     for other in facts.neighbours:
         if other.uuid == machine.domain.uuid:
             message = f"A domain with UUID {other.uuid} ({other.name}) is here already."
-            return _fail("uuid", Reason.TARGET_UUID_TAKEN, message, f"virsh undefine {other.uuid}")
-    return _pass("uuid", "No domain here has its UUID.")
+            return failed("uuid", Reason.TARGET_UUID_TAKEN, message, f"virsh undefine {other.uuid}")
+    return passed("uuid", "No domain here has its UUID.")
 
 
 def _name(machine: _Machine, facts: TargetFacts) -> Check:
@@ -203,8 +158,8 @@ def _name(machine: _Machine, facts: TargetFacts) -> Check:
             fix = f"virsh domrename {other.uuid} NEWNAME"
             if other.migration_id:
                 fix = f"Wait for the end of migration {other.migration_id}: confirm or revert it."
-            return _fail("name", Reason.TARGET_NAME_TAKEN, message, fix)
-    return _pass("name", f"No other domain here is called {machine.domain.name}.")
+            return failed("name", Reason.TARGET_NAME_TAKEN, message, fix)
+    return passed("name", f"No other domain here is called {machine.domain.name}.")
 
 
 def _mac(machine: _Machine, facts: TargetFacts) -> Check:
@@ -214,8 +169,8 @@ def _mac(machine: _Machine, facts: TargetFacts) -> Check:
             if other.uuid != machine.domain.uuid:
                 message = f"The domain {other.name} {other.where} with the MAC address {mac}."
                 fix = f"Give {other.name} another MAC address."
-                return _fail("mac", Reason.TARGET_MAC_TAKEN, message, fix)
-    return _pass("mac", "No domain here has one of its MAC addresses.")
+                return failed("mac", Reason.TARGET_MAC_TAKEN, message, fix)
+    return passed("mac", "No domain here has one of its MAC addresses.")
 
 
 def _virt_type(machine: _Machine, facts: TargetFacts) -> Check:
@@ -223,12 +178,12 @@ def _virt_type(machine: _Machine, facts: TargetFacts) -> Check:
     if machine.domain.arch != facts.host.arch:
         message = f"The CPUs here are {facts.host.arch}; it needs {machine.domain.arch}."
         fix = "Choose a host of that architecture."
-        return _fail("virt-type", Reason.TARGET_LACKS_VIRT_TYPE, message, fix)
+        return failed("virt-type", Reason.TARGET_LACKS_VIRT_TYPE, message, fix)
     if wanted not in found:
         message = f"It needs {wanted}; this host has {', '.join(found) or 'nothing'}."
         fix = "Load the kvm module; see that virtualisation is on in the firmware."
-        return _fail("virt-type", Reason.TARGET_LACKS_VIRT_TYPE, message, fix)
-    return _pass("virt-type", f"{wanted} for {machine.domain.arch} can be had.")
+        return failed("virt-type", Reason.TARGET_LACKS_VIRT_TYPE, message, fix)
+    return passed("virt-type", f"{wanted} for {machine.domain.arch} can be had.")
 
 
 def _machine_type(machine: _Machine, facts: TargetFacts) -> Check:
@@ -236,8 +191,8 @@ def _machine_type(machine: _Machine, facts: TargetFacts) -> Check:
     if wanted not in facts.host.machine_types:
         message = f"QEMU {_version(facts.host.qemu_version)} here has no machine type {wanted}."
         fix = "Install a QEMU that has it."
-        return _fail("machine-type", Reason.TARGET_LACKS_MACHINE_TYPE, message, fix)
-    return _pass("machine-type", f"The machine type {wanted} can be had.")
+        return failed("machine-type", Reason.TARGET_LACKS_MACHINE_TYPE, message, fix)
+    return passed("machine-type", f"The machine type {wanted} can be had.")
 
 
 def _cpu(machine: _Machine, facts: TargetFacts) -> Check:
@@ -248,19 +203,19 @@ def _cpu(machine: _Machine, facts: TargetFacts) -> Check:
             f" {facts.host.cpu_model}."
         )
         fix = "See that the source has the same model, or give the machine a named one."
-        return Check(check="cpu", outcome=WARN, message=message, fix=fix)
+        return warned("cpu", message, fix)
     if facts.cpu_fits is False:
         message = f"The CPU that it is defined with cannot be had on a {facts.host.cpu_model}."
         if domain.virt_type != "kvm":
             # QEMU emulates what it can and says what it leaves out.
             fix = "Compare the guest's CPU features with those on the source."
-            return Check(check="cpu", outcome=WARN, message=message, fix=fix)
+            return warned("cpu", message, fix)
         fix = "Choose a host with these features, or lower the machine's CPU model."
-        return _fail("cpu", Reason.TARGET_LACKS_CPU_FEATURE, message, fix)
+        return failed("cpu", Reason.TARGET_LACKS_CPU_FEATURE, message, fix)
     if facts.cpu_fits is None and domain.cpu_xml:
         message = "libvirt here cannot compare the CPU that it is defined with."
-        return Check(check="cpu", outcome=WARN, message=message, fix="Compare the hosts by hand.")
-    return _pass("cpu", "The CPU that it is defined with can be had.")
+        return warned("cpu", message, "Compare the hosts by hand.")
+    return passed("cpu", "The CPU that it is defined with can be had.")
 
 
 def _firmware(machine: _Machine, facts: TargetFacts) -> Check:
@@ -268,15 +223,15 @@ def _firmware(machine: _Machine, facts: TargetFacts) -> Check:
     if wanted not in facts.host.firmwares:
         message = f"It needs {wanted} firmware; here is {', '.join(facts.host.firmwares)}."
         fix = "Install the UEFI firmware (package ovmf or edk2-ovmf)."
-        return _fail("firmware", Reason.TARGET_LACKS_FIRMWARE, message, fix)
-    return _pass("firmware", f"{wanted} firmware can be had.")
+        return failed("firmware", Reason.TARGET_LACKS_FIRMWARE, message, fix)
+    return passed("firmware", f"{wanted} firmware can be had.")
 
 
 def _tpm(machine: _Machine, facts: TargetFacts) -> Check:
     if machine.domain.has_tpm and not facts.host.tpm:
         message = "It has a TPM, and swtpm is not installed here."
-        return _fail("tpm", Reason.TARGET_LACKS_TPM, message, "Install swtpm and swtpm-tools.")
-    return _pass("tpm", "A TPM can be had." if machine.domain.has_tpm else "It needs no TPM.")
+        return failed("tpm", Reason.TARGET_LACKS_TPM, message, "Install swtpm and swtpm-tools.")
+    return passed("tpm", "A TPM can be had." if machine.domain.has_tpm else "It needs no TPM.")
 
 
 def _memory(machine: _Machine, facts: TargetFacts) -> Check:
@@ -285,19 +240,19 @@ def _memory(machine: _Machine, facts: TargetFacts) -> Check:
     if wanted_mib > limit_mib:
         message = f"It needs {wanted_mib} MiB of memory; guests here can have {limit_mib} MiB."
         fix = "Choose a smaller flavor or a larger host."
-        return _fail("memory", Reason.TARGET_LACKS_MEMORY, message, fix)
-    return _pass("memory", f"{wanted_mib} of the {limit_mib} MiB that guests here can have.")
+        return failed("memory", Reason.TARGET_LACKS_MEMORY, message, fix)
+    return passed("memory", f"{wanted_mib} of the {limit_mib} MiB that guests here can have.")
 
 
 def _vcpus(machine: _Machine, facts: TargetFacts) -> Check:
     wanted = machine.size.vcpus if machine.HasField("size") else machine.domain.vcpus
     if facts.max_vcpus and wanted > facts.max_vcpus:
         message = f"Its machine type has at most {facts.max_vcpus} virtual CPUs; it needs {wanted}."
-        return _fail("vcpus", Reason.TARGET_LACKS_CPUS, message, "Choose a smaller flavor.")
+        return failed("vcpus", Reason.TARGET_LACKS_CPUS, message, "Choose a smaller flavor.")
     if wanted > facts.host.cpus:
         message = f"It has {wanted} virtual CPUs, more than the {facts.host.cpus} CPUs here."
-        return Check(check="vcpus", outcome=WARN, message=message, fix="Choose a larger host.")
-    return _pass("vcpus", f"{wanted} virtual CPUs on {facts.host.cpus} CPUs.")
+        return warned("vcpus", message, "Choose a larger host.")
+    return passed("vcpus", f"{wanted} virtual CPUs on {facts.host.cpus} CPUs.")
 
 
 def _bridge(machine: _Machine, facts: TargetFacts) -> Check:
@@ -312,8 +267,8 @@ def _bridge(machine: _Machine, facts: TargetFacts) -> Check:
             f"ip link add {name} type bridge" if name in wanted else f"Bring {name} up here."
             for name in missing
         )
-        return _fail("bridge", Reason.TARGET_LACKS_BRIDGE, message, fix)
-    return _pass("bridge", "Every bridge and device that it is attached to is here.")
+        return failed("bridge", Reason.TARGET_LACKS_BRIDGE, message, fix)
+    return passed("bridge", "Every bridge and device that it is attached to is here.")
 
 
 def _network(machine: _Machine, facts: TargetFacts) -> Check:
@@ -323,8 +278,8 @@ def _network(machine: _Machine, facts: TargetFacts) -> Check:
         here = ", ".join(facts.host.networks) or "none"
         message = f"There is no active libvirt network {', '.join(missing)}; there are {here}."
         fix = "; ".join(f"virsh net-start {name}" for name in missing)
-        return _fail("network", Reason.TARGET_LACKS_NETWORK, message, fix)
-    return _pass("network", "Every libvirt network that it is attached to is active.")
+        return failed("network", Reason.TARGET_LACKS_NETWORK, message, fix)
+    return passed("network", "Every libvirt network that it is attached to is active.")
 
 
 def _root(machine: _Machine, facts: TargetFacts) -> Check:
@@ -334,19 +289,19 @@ def _root(machine: _Machine, facts: TargetFacts) -> Check:
         names = ", ".join(repr(name) for name in missing)
         message = f"There is no storage root {names}; there are {', '.join(sorted(present))}."
         fix = "Configure it in [storage.roots], or map the volumes to another root."
-        return _fail("root", Reason.TARGET_LACKS_ROOT, message, fix)
-    return _pass("root", "Every storage root that its volumes lie in is here.")
+        return failed("root", Reason.TARGET_LACKS_ROOT, message, fix)
+    return passed("root", "Every storage root that its volumes lie in is here.")
 
 
 def _target_file(machine: _Machine, facts: TargetFacts) -> Check:
     for volume_id, why in facts.misplaced.items():
         message = f"Volume {volume_id} cannot be placed: {why}"
-        return _fail("target-file", Reason.DISK_OUTSIDE_ROOTS, message, "Map it elsewhere.")
+        return failed("target-file", Reason.DISK_OUTSIDE_ROOTS, message, "Map it elsewhere.")
     for volume_id, path in facts.occupied.items():
         message = f"{path} is in the way of volume {volume_id}."
         fix = f"Move {path} away, or map the volume to another name."
-        return _fail("target-file", Reason.TARGET_FILE_EXISTS, message, fix)
-    return _pass("target-file", "No file is in the way of its volumes.")
+        return failed("target-file", Reason.TARGET_FILE_EXISTS, message, fix)
+    return passed("target-file", "No file is in the way of its volumes.")
 
 
 def _space(machine: _Machine, facts: TargetFacts) -> Check:
@@ -369,38 +324,30 @@ def _space(machine: _Machine, facts: TargetFacts) -> Check:
             need = _size(data[root.device_id])
             message = f"Its volumes hold {need}; {_size(free)} are free in root {root.name}."
             fix = f"Free {_size(data[root.device_id] - free)} in {root.path}."
-            return _fail("space", Reason.TARGET_LACKS_SPACE, message, fix)
+            return failed("space", Reason.TARGET_LACKS_SPACE, message, fix)
         if full.get(root.device_id, 0) > free:
             need = _size(full[root.device_id])
             message = f"Its disks can grow to {need}; {_size(free)} are free in root {root.name}."
-            tight = Check(check="space", outcome=WARN, message=message, fix="Watch the space.")
-    return tight or _pass("space", f"There is room for the {_size(sum(data.values()))} it holds.")
+            tight = warned("space", message, "Watch the space.")
+    return tight or passed("space", f"There is room for the {_size(sum(data.values()))} it holds.")
 
 
 def _time(machine: _Machine, facts: TargetFacts) -> Check:
     if facts.clock_synchronised is False:
         message = "The kernel says that this host's clock is not synchronised."
         fix = "Start chrony or systemd-timesyncd."
-        return Check(check="time", outcome=WARN, message=message, fix=fix)
-    return _pass("time", "Nothing is known against this host's clock.")
+        return warned("time", message, fix)
+    return passed("time", "Nothing is known against this host's clock.")
 
 
 _NEED_LIBVIRT: tuple[Judge, ...] = (
     _uuid, _name, _mac, _virt_type, _machine_type, _cpu, _firmware, _tpm, _memory, _vcpus,
-    _network,
+    _network, *NEEDS,
 )  # fmt: skip
 _ALWAYS: tuple[Judge, ...] = (_bridge, _root, _target_file, _space, _time)
 
 
 # --- words
-
-
-def _pass(check: str, message: str) -> Check:
-    return Check(check=check, outcome=PASS, message=message)
-
-
-def _fail(check: str, reason: Reason, message: str, fix: str) -> Check:
-    return Check(check=check, outcome=FAIL, reason=reason.name, message=message, fix=fix)
 
 
 def _size(size_bytes: int) -> str:

@@ -18,7 +18,9 @@ from hostd.libvirt.capabilities import capabilities, compare_cpu
 from hostd.libvirt.conn import LibvirtConnection
 from hostd.libvirt.domains import find, inspect, read_definition
 from hostd.libvirt.sharing import find_sharers
-from hostd.preflight import Neighbour, TargetFacts, check_source, placements
+from hostd.preflight import check_source, placements
+from hostd.preflight_model import Neighbour, Supplies, TargetFacts
+from hostd.supplies import gather_supplies
 from hostd.v1 import domain_pb2, preflight_pb2
 
 _TIMEX_BYTES = 512  # larger than struct timex on any architecture
@@ -50,7 +52,7 @@ def gather_target(
     occupied, misplaced = _places(roots, machine, {os.path.realpath(path) for path in own_files})
     occupied |= _kept_places(roots, machine, others)
     neighbours = tuple(others)
-    cpu_fits, max_vcpus = None, 0
+    cpu_fits, max_vcpus, supplies = None, 0, Supplies()
     domain = machine.domain
     if host.libvirt_connected:
         try:
@@ -60,6 +62,7 @@ def gather_target(
                     cpu_fits = compare_cpu(
                         conn, domain.arch, domain.machine_type, domain.virt_type, domain.cpu_xml
                     )
+                supplies = gather_supplies(conn, capabilities(connection), domain.host_needs)
             max_vcpus = capabilities(connection).max_vcpus.get(domain.machine_type, 0)
         except DroverError as error:
             if error.reason is not Reason.LIBVIRT_UNAVAILABLE:
@@ -74,6 +77,7 @@ def gather_target(
         occupied=occupied,
         misplaced=misplaced,
         clock_synchronised=clock_synchronised(),
+        supplies=supplies,
     )
 
 

@@ -25,8 +25,11 @@ from hostd.config import HostdConfig
 from hostd.copies import Copies
 from hostd.fence import FenceStore
 from hostd.hypervisor import Hypervisor
+from hostd.incoming import IncomingFiles
 from hostd.jobs import JobBoard, JobStore
+from hostd.made_directories import MadeDirectories
 from hostd.notify import notify
+from hostd.preparing import Preparation
 from hostd.records import Records
 from hostd.service import HostServicer
 from hostd.source import SourceSteps
@@ -82,6 +85,8 @@ class Daemon:
         )
         self._stops = Stops(records, self._hypervisor, self._workers)
         self._runner = StepRunner(FenceStore(self._state), self._workers)
+        files = IncomingFiles(config, records, MadeDirectories(self._state))
+        target = TargetSteps(config, self._hypervisor, records, self.data_port, files)
         servicer = HostServicer(
             config=config,
             hypervisor=self._hypervisor,
@@ -93,7 +98,8 @@ class Daemon:
             copies=self._copies,
             stops=self._stops,
             source=SourceSteps(self._hypervisor, records),
-            target=TargetSteps(config, self._hypervisor, records, self.data_port),
+            preparation=Preparation(config, self._hypervisor, records, files, target.remove),
+            target=target,
         )
         self._stops.resume()
         await self._serve(servicer)
@@ -110,7 +116,10 @@ class Daemon:
     async def _serve(self, servicer: HostServicer) -> None:
         check = CallerCheck(self._config.fleet)
         self._server = grpc.aio.server(
-            interceptors=(StreamGuard(check), ErrorInterceptor(before=(check,))),
+            interceptors=(
+                StreamGuard(check),
+                ErrorInterceptor(before=(check,), known=self._state.trouble),
+            ),
             options=SERVER_OPTIONS,
         )
         host_service_pb2_grpc.add_HostServiceServicer_to_server(servicer, self._server)

@@ -21,6 +21,7 @@ from hostd.facts import take_inventory
 from hostd.fence import check_uuid
 from hostd.hypervisor import Hypervisor
 from hostd.jobs import JobBoard, JobOwner, JobStore
+from hostd.preparing import Preparation
 from hostd.reach import check_reach
 from hostd.records import Records
 from hostd.source import SourceSteps
@@ -57,6 +58,7 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
     copies: Copies
     stops: Stops
     source: SourceSteps
+    preparation: Preparation
     target: TargetSteps
 
     # --- looking
@@ -87,7 +89,7 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
         self, request: host_service_pb2.CheckTargetRequest, context: Context
     ) -> preflight_pb2.PreflightReport:
         """Could it live here?"""
-        return await self.workers.read(lambda: self.target.check(request.machine))
+        return await self.workers.read(lambda: self.preparation.check(request.machine))
 
     async def CheckReach(
         self, request: host_service_pb2.CheckReachRequest, context: Context
@@ -138,7 +140,7 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
         """Put it back."""
 
         async def work() -> None:
-            await self.copies.cancel_all(request.fence.migration_id)
+            await self.copies.cancel_all(JobOwner.of(request.fence))
             await self.workers.step(lambda: self.source.ensure_unparked(request.fence))
 
         await self.runner.run(request.fence, work)
@@ -150,7 +152,7 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
         """Delete what was put aside."""
 
         async def work() -> int:
-            await self.copies.cancel_all(request.fence.migration_id)
+            await self.copies.cancel_all(JobOwner.of(request.fence))
             return await self.workers.step(lambda: self.source.discard(request.fence))
 
         freed_bytes = await self.runner.run(request.fence, work)
@@ -187,7 +189,7 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
         )
         order = CopyOrder(
             job_id=request.job_id,
-            owner=JobOwner(fence.migration_id, fence.domain_uuid),
+            owner=JobOwner.of(fence),
             key=request.session_key,
             to=request.data_address,
             receiver=request.receiver_identity,
@@ -217,14 +219,17 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
         """Another limit."""
         return await self.runner.run(
             request.fence,
-            lambda: self.copies.set_limit(request.job_id, request.limit_bytes_per_second),
+            lambda: self.copies.set_limit(
+                JobOwner.of(request.fence), request.job_id, request.limit_bytes_per_second
+            ),
         )
 
     async def CancelJob(
         self, request: host_service_pb2.CancelJobRequest, context: Context
     ) -> host_service_pb2.CancelJobResponse:
         """End a job."""
-        await self.runner.run(request.fence, lambda: self.copies.cancel(request.job_id))
+        owner = JobOwner.of(request.fence)
+        await self.runner.run(request.fence, lambda: self.copies.cancel(owner, request.job_id))
         return host_service_pb2.CancelJobResponse()
 
     # --- the target's half
@@ -233,7 +238,9 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
         self, request: host_service_pb2.PrepareTargetRequest, context: Context
     ) -> host_service_pb2.PrepareTargetResponse:
         """Check and reserve."""
-        return await self.runner.run_blocking(request.fence, lambda: self.target.prepare(request))
+        return await self.runner.run_blocking(
+            request.fence, lambda: self.preparation.prepare(request)
+        )
 
     async def EnsureBuilt(
         self, request: host_service_pb2.EnsureBuiltRequest, context: Context
@@ -279,7 +286,7 @@ class HostServicer(host_service_pb2_grpc.HostServiceServicer):
         async def work() -> None:
             await self.workers.step(lambda: self.source.forget(migration_id))
             await self.workers.step(lambda: self.target.forget(migration_id))
-            await self.copies.cancel_all(migration_id)
+            await self.copies.cancel_all(JobOwner.of(request.fence))
             await self.workers.step(lambda: self.jobs.drop(migration_id))
             await self.stops.forget(migration_id)
 

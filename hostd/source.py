@@ -16,7 +16,7 @@ from controlplane.common.reasons import Reason
 from diskmover import OutgoingVolume
 from hostd.hypervisor import Hypervisor
 from hostd.records import Records, SourcePhase, SourceRecord
-from hostd.v1 import fence_pb2, host_service_pb2
+from hostd.v1 import domain_pb2, fence_pb2, host_service_pb2
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -74,9 +74,16 @@ class SourceSteps:
             return record.parked
         self._refuse_while_discarding(record, "parked")
         self._refuse_other_move(fence)
+        begun = record is not None
         record = SourceRecord(fence.migration_id, fence.domain_uuid, SourcePhase.PARKING)
         self._records.put_source(record)
-        parked = self._hypervisor.park(fence.migration_id, fence.domain_uuid)
+        try:
+            parked = self._hypervisor.park(fence.migration_id, fence.domain_uuid)
+        except DroverError as error:
+            if error.reason is Reason.DOMAIN_NOT_FOUND and not begun:
+                # There is nothing to put back.
+                self._records.drop_source(fence.migration_id)
+            raise
         self._records.put_source(replace(record, phase=SourcePhase.PARKED, parked=parked))
         log.info("parked", volumes=len(parked.volumes), manifest=parked.manifest_path)
         return parked
@@ -85,17 +92,17 @@ class SourceSteps:
         """Put a parked machine back; nothing when it was never parked.
 
         Raises:
-            DroverError: MIGRATION_STATE once deletion has begun, BUILD_FAILED,
-                LIBVIRT_UNAVAILABLE.
+            DroverError: MIGRATION_STATE once deletion has begun; PARKED_NOT_FOUND when
+                what was parked is nowhere to be seen (then nothing has been changed);
+                BUILD_FAILED, HOST_DISK_FULL, LIBVIRT_UNAVAILABLE.
         """
         record = self._records.source(fence.migration_id)
         self._refuse_while_discarding(record, "put back")
         if record is not None:
+            self._refuse_lost(record)
             self._records.put_source(replace(record, phase=SourcePhase.UNPARKING))
         # Also without a record: the manifest beside the files is what counts.
         self._hypervisor.unpark(fence.migration_id, fence.domain_uuid)
-        if record is not None and record.phase is not SourcePhase.PARKING:
-            self._refuse_lost(record)
         self._records.drop_source(fence.migration_id)
         log.info("unparked", had_record=record is not None)
 
@@ -106,7 +113,8 @@ class SourceSteps:
             Allocated bytes of the files that this call deleted.
 
         Raises:
-            DroverError: MIGRATION_STATE when the machine is not wholly parked.
+            DroverError: MIGRATION_STATE when the machine is not wholly parked,
+                PARKED_NOT_FOUND when it is nowhere to be seen.
         """
         record = self._records.source(fence.migration_id)
         if record is not None and record.phase is SourcePhase.DISCARDED:
@@ -181,16 +189,20 @@ class SourceSteps:
     def _refuse_lost(self, record: SourceRecord) -> None:
         """Refuse to call a parked machine put back, or deleted, that is nowhere to be seen.
 
-        Its storage root may not be mounted. A person who put it back by hand has
-        defined it again.
+        Its storage root may not be mounted. Without a manifest it is here only if it
+        was never set aside or a person has put it back: it is defined then, and its
+        disks are where they belong.
         """
         migration_id, uuid = record.migration_id, record.domain_uuid
-        if self._hypervisor.is_parked(migration_id) or self._hypervisor.is_defined(uuid):
+        disks = [v for v in record.parked.volumes if v.kind == domain_pb2.VOLUME_KIND_DISK]
+        if self._hypervisor.is_parked(migration_id) or self._hypervisor.is_here(uuid, disks):
             return
+        manifest = record.parked.manifest_path or "manifest.json"
         raise DroverError(
             Reason.PARKED_NOT_FOUND,
-            f"Domain {uuid} was parked here by migration {migration_id}, and its manifest"
-            f" {record.parked.manifest_path} is gone: see that its storage root is mounted.",
+            f"Domain {uuid} is {record.phase.value} here by migration {migration_id}, and its"
+            f" manifest ({manifest}) is gone. Nothing was changed: see that its storage root is"
+            " mounted and try again, or put the machine back by hand.",
             subject=f"migrations/{migration_id}",
             metadata={"manifest_path": record.parked.manifest_path},
         )

@@ -1,4 +1,6 @@
-"""The target's half of a move: room is made, volumes arrive, the machine is built.
+"""The target's half of a move: volumes arrive, the machine is built, or taken away again.
+
+How room is made for it is in `hostd.preparing`.
 
 The states are drawn in `hostd.records`. All methods block; callers hold the lock of
 the machine and have passed the fence.
@@ -6,7 +8,6 @@ the machine and have passed the fence.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +22,11 @@ from hostd.config import HostdConfig
 from hostd.hypervisor import Hypervisor
 from hostd.incoming import SHARED, IncomingFiles, incoming, present_path
 from hostd.libvirt.build import BuildOrder
-from hostd.preflight import Neighbour, placements, refuse_failures
-from hostd.records import CreatedFile, Records, SourcePhase, TargetPhase, TargetRecord
+from hostd.preparing import wrong_phase
+from hostd.records import CreatedFile, Records, TargetPhase, TargetRecord
 from hostd.reuse import Reuse
 from hostd.transfer import DataPort, mover_error
-from hostd.v1 import domain_pb2, fence_pb2, host_service_pb2, preflight_pb2
+from hostd.v1 import domain_pb2, fence_pb2, host_service_pb2
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -41,9 +42,10 @@ class TargetSteps:
         hypervisor: libvirt and the storage roots.
         records: What was done so far.
         data_port: Where volumes arrive.
+        files: The files that come to this host.
 
     Attributes:
-        files: The files that come to this host.
+        files: As given.
     """
 
     def __init__(
@@ -52,133 +54,14 @@ class TargetSteps:
         hypervisor: Hypervisor,
         records: Records,
         data_port: DataPort,
+        files: IncomingFiles,
     ) -> None:
         self._config = config
         self._hypervisor = hypervisor
         self._records = records
         self._data_port = data_port
-        self._preparing = threading.Lock()
-        self.files = IncomingFiles(config, records)
+        self.files = files
         self._reuse = Reuse(config.storage, hypervisor)
-
-    # --- before anything arrives
-
-    def check(self, machine: preflight_pb2.IncomingMachine) -> preflight_pb2.PreflightReport:
-        """Would the machine run here; nothing is changed."""
-        _check_machine(machine)
-        placed = self.files.place_beside(machine, "check")
-        return self._hypervisor.check_target(
-            placed, self.files.reserved_bytes(), coming=self._coming()
-        )
-
-    def prepare(
-        self, request: host_service_pb2.PrepareTargetRequest
-    ) -> host_service_pb2.PrepareTargetResponse:
-        """Check, and reserve room for the volumes.
-
-        Raises:
-            DroverError: The first failed check's reason, all of them as violations;
-                INSTANCE_BUSY or MIGRATION_STATE; LIBVIRT_UNAVAILABLE.
-        """
-        fence = request.fence
-        _check_machine(request.machine)
-        if request.machine.domain.uuid != fence.domain_uuid:
-            raise DroverError(
-                Reason.INVALID_FIELD,
-                f"machine.domain.uuid is {request.machine.domain.uuid}, the fence is about"
-                f" {fence.domain_uuid}.",
-                subject="machine.domain.uuid",
-            )
-        record = self._records.target(fence.migration_id)
-        if record is not None and record.phase is not TargetPhase.PREPARED:
-            if record.phase is TargetPhase.REMOVING:
-                raise _wrong_phase(record, "prepared")
-            return self._prepared(record, preflight_pb2.PreflightReport())
-        self._refuse_parked_here(fence)
-        # What one move reserves the next one has to see: one at a time.
-        with self._preparing:
-            record, report = self._reserve(request, record)
-        if request.preallocate:
-            self._preallocate(record)
-        return self._prepared(record, report)
-
-    def _reserve(
-        self, request: host_service_pb2.PrepareTargetRequest, before: TargetRecord | None
-    ) -> tuple[TargetRecord, preflight_pb2.PreflightReport]:
-        fence = request.fence
-        machine = self.files.place_beside(request.machine, fence.migration_id)
-        report = self._check_again(machine, fence.migration_id)
-        try:
-            refuse_failures(report, f"hosts/{self._config.host}")
-        except DroverError as error:
-            # What is away comes back; anything else is a refusal that leaves nothing.
-            if error.reason is not Reason.LIBVIRT_UNAVAILABLE:
-                self._remove(before)
-            raise
-        record = TargetRecord(
-            fence.migration_id,
-            fence.domain_uuid,
-            TargetPhase.PREPARED,
-            machine=machine,
-            placements={v.volume_id: (v.root, v.name) for v in placements(machine)},
-            reservations=self.files.room(machine, preallocate=request.preallocate),
-        )
-        self._records.put_target(record)
-        return record, report
-
-    def _check_again(
-        self, machine: preflight_pb2.IncomingMachine, migration_id: str
-    ) -> preflight_pb2.PreflightReport:
-        own = [file.path for file in self._records.created_files(migration_id).values()]
-        reserved = self.files.reserved_bytes(but=migration_id)
-        coming = self._coming(but=migration_id)
-        return self._hypervisor.check_target(machine, reserved, own, coming)
-
-    def _coming(self, *, but: str = "") -> list[Neighbour]:
-        """Machines that other moves are bringing here and libvirt does not know yet."""
-        found = []
-        for record in self._records.targets():
-            if record.migration_id == but or record.phase is TargetPhase.BUILT:
-                continue
-            domain = record.machine.domain
-            macs = frozenset(i.mac_address for i in domain.interfaces if i.mac_address)
-            places = self.files.kept_places(record)
-            found.append(Neighbour(domain.uuid, domain.name, macs, places, record.migration_id))
-        return found
-
-    def _prepared(
-        self, record: TargetRecord, report: preflight_pb2.PreflightReport
-    ) -> host_service_pb2.PrepareTargetResponse:
-        return host_service_pb2.PrepareTargetResponse(
-            report=report,
-            placements=[
-                preflight_pb2.VolumeMapping(volume_id=volume_id, root=root, name=name)
-                for volume_id, (root, name) in record.placements.items()
-            ],
-            data_address=self._config.listen.data_address,
-            data_identity=self._config.identity.uri,
-        )
-
-    def _preallocate(self, record: TargetRecord) -> None:
-        try:
-            for volume in record.machine.domain.volumes:
-                if volume.volume_id in record.placements:
-                    self.files.allocate(record, volume)
-        except MoverError as error:
-            self._remove(record)
-            raise mover_error(error, f"migrations/{record.migration_id}") from error
-
-    def _refuse_parked_here(self, fence: fence_pb2.Fence) -> None:
-        for other in self._records.sources_of(fence.domain_uuid):
-            if other.phase is not SourcePhase.DISCARDED:
-                raise DroverError(
-                    Reason.INSTANCE_BUSY,
-                    f"Host {self._config.host} holds the parked copy of domain"
-                    f" {fence.domain_uuid} by migration {other.migration_id}; confirm or revert"
-                    " that move first.",
-                    subject=f"domains/{fence.domain_uuid}",
-                    metadata={"migration_id": other.migration_id},
-                )
 
     # --- while it arrives
 
@@ -192,7 +75,7 @@ class TargetSteps:
         _check_sender(request.sender_identity, self._config.fleet)
         record = self._records.target(fence.migration_id)
         if record is None or record.phase is not TargetPhase.PREPARED:
-            raise _wrong_phase(record, "sent to", fence)
+            raise wrong_phase(record, "sent to", fence)
         if not request.volumes:
             raise DroverError(Reason.INVALID_FIELD, "volumes is empty.", subject="volumes")
         files = {v.volume_id: self.files.announce(record, v) for v in request.volumes}
@@ -220,7 +103,7 @@ class TargetSteps:
         fence = request.fence
         record = self._records.target(fence.migration_id)
         if record is None or record.phase is TargetPhase.REMOVING:
-            raise _wrong_phase(record, "built", fence)
+            raise wrong_phase(record, "built", fence)
         if record.phase is TargetPhase.BUILT:
             return self._hypervisor.describe(fence.domain_uuid)
         if record.phase is TargetPhase.PREPARED:
@@ -236,6 +119,7 @@ class TargetSteps:
                 migration_id=fence.migration_id,
                 domain_uuid=fence.domain_uuid,
                 domain_name=record.machine.domain.name,
+                loader_path=record.machine.domain.host_needs.loader_path,
                 baggage=self.files.baggage(record),
                 volumes=record.machine.domain.volumes,
                 volume_paths=self.files.volume_paths(record),
@@ -364,12 +248,14 @@ class TargetSteps:
         """Remove everything that the move put here; nothing when there is nothing.
 
         Raises:
-            DroverError: INSTANCE_STATE while the machine runs here, DISK_IO_ERROR,
+            DroverError: INSTANCE_STATE while the machine runs here, TARGET_LACKS_ROOT
+                when a storage root that holds some of it is missing, DISK_IO_ERROR,
                 LIBVIRT_UNAVAILABLE.
         """
-        self._remove(self._records.target(fence.migration_id))
+        self.remove(self._records.target(fence.migration_id))
 
-    def _remove(self, record: TargetRecord | None) -> None:
+    def remove(self, record: TargetRecord | None) -> None:
+        """The same, of a record; nothing without one."""
         if record is None:
             return
         may_be_defined = record.phase is not TargetPhase.PREPARED
@@ -406,7 +292,7 @@ class TargetSteps:
         if record is None:
             return
         if record.phase is not TargetPhase.BUILT:
-            raise _wrong_phase(record, "forgotten")
+            raise wrong_phase(record, "forgotten")
         self._data_port.close_session(migration_id)
         self._hypervisor.give_autostart(migration_id, record.domain_uuid)
         self._hypervisor.forget_built(migration_id)
@@ -445,13 +331,6 @@ class TargetSteps:
             )
 
 
-def _check_machine(machine: preflight_pb2.IncomingMachine) -> None:
-    if not machine.domain.uuid or not machine.domain.name:
-        raise DroverError(
-            Reason.INVALID_FIELD, "machine.domain has no uuid or name.", subject="machine.domain"
-        )
-
-
 def _check_sender(uri: str, fleet: str) -> None:
     try:
         identity = Identity.parse(uri)
@@ -465,16 +344,3 @@ def _check_sender(uri: str, fleet: str) -> None:
             f"sender_identity {uri} is not a host of fleet {fleet}.",
             subject="sender_identity",
         )
-
-
-def _wrong_phase(
-    record: TargetRecord | None, verb: str, fence: fence_pb2.Fence | None = None
-) -> DroverError:
-    migration_id = record.migration_id if record else fence.migration_id if fence else ""
-    phase = record.phase.value if record else "not prepared"
-    return DroverError(
-        Reason.MIGRATION_STATE,
-        f"Migration {migration_id} is {phase} on this target; it cannot be {verb} now.",
-        subject=f"migrations/{migration_id}",
-        metadata={"phase": phase},
-    )

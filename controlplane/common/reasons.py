@@ -148,6 +148,10 @@ class Reason(Enum):
     TARGET_LACKS_MACHINE_TYPE = _state("Install a QEMU that has it on the target.")
     TARGET_LACKS_CPU_FEATURE = _state("Choose a host with the same CPU features.")
     TARGET_LACKS_FIRMWARE = _state("Install the firmware package on the target.")
+    TARGET_LACKS_PINNED_CPUS = _state("Pin it to CPUs that both hosts have, or choose another.")
+    TARGET_LACKS_NUMA_NODE = _state("Bind it to nodes that both hosts have, or choose another.")
+    TARGET_LACKS_HUGEPAGES = _state("Reserve huge pages on the target, or choose another host.")
+    TARGET_LACKS_NETWORK_FILTER = _state("Define the network filter on the target.")
     TARGET_LACKS_TPM = _state("Install swtpm on the target.")
     TARGET_LACKS_ROOT = _state("Configure the storage root on the target.")
     TARGET_LACKS_VIRT_TYPE = _state("Choose a host with the same kind of virtualisation.")
@@ -166,6 +170,7 @@ class Reason(Enum):
     DISK_CHANGED = _state("Find out what wrote to the disk; then move it again.")
     DISK_CORRUPT = _state("Run `qemu-img check` on the disk.")
     DISK_IO_ERROR = _state("Check the medium that the message names.")
+    SOURCE_LACKS_SPACE = _state("Free some space there; then move the machine again.")
 
     # --- lost races and fences
     STALE_GENERATION = _race("Another control-plane replica took over; it goes on by itself.")
@@ -189,6 +194,7 @@ class Reason(Enum):
     # --- out of reach, and bugs
     HOST_UNREACHABLE = _away("It is asked again until it answers.")
     LIBVIRT_UNAVAILABLE = _away("Start libvirtd on the host; it is asked again until it answers.")
+    HOST_DISK_FULL = _away("Free some space there; it is asked again until it can be done.")
     COPY_INTERRUPTED = _away("The copy goes on from what is durable on the target.")
     DATABASE_UNAVAILABLE = _away("Ask again; if it lasts, look at the control plane's database.")
     SHUTTING_DOWN = _away("Ask again; another replica or the restarted one answers.")

@@ -11,7 +11,6 @@ import io
 import os
 import re
 import tarfile
-from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +18,7 @@ import zstandard
 
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
-from hostd.disks.durable import make_private_directory, remove_tree, sync_directory
+from hostd.disks.durable import make_private_directory, new_file, remove_tree
 
 ARCHIVE_NAME = "baggage.tar.zst"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
@@ -52,31 +51,31 @@ def pack(directory: Path, archive: Path) -> Path:
         OSError: It cannot be written.
         DroverError: INSTANCE_IMMOVABLE when the other host would refuse it.
     """
-    temporary = archive.with_name(archive.name + ".drover-new")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    total = members = 0
-    with os.fdopen(fd, "wb") as file:
-        with (
-            zstandard.ZstdCompressor(level=_LEVEL).stream_writer(file, closefd=False) as stream,
-            tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar,
-        ):
-            for path in sorted(directory.rglob("*")):
-                name = path.relative_to(directory).as_posix()
-                if path.is_symlink() or not (path.is_file() or path.is_dir()):
-                    raise _unpackable(name, "it is neither a file nor a directory")
-                size_bytes = path.stat().st_size if path.is_file() else 0
-                total, members = total + size_bytes, members + 1
-                problem = _problem(name, size_bytes, total, members)
-                if problem:
-                    raise _unpackable(name, problem)
-                tar.add(path, name, recursive=False)
-        file.flush()
-        os.fsync(fd)
-    temporary.rename(archive)
-    sync_directory(archive.parent)
+    with new_file(archive) as temporary:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            _pack_into(file, directory)
+            file.flush()
+            os.fsync(fd)
     return archive
+
+
+def _pack_into(file: BinaryIO, directory: Path) -> None:
+    total = members = 0
+    with (
+        zstandard.ZstdCompressor(level=_LEVEL).stream_writer(file, closefd=False) as stream,
+        tarfile.open(fileobj=stream, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path in sorted(directory.rglob("*")):
+            name = path.relative_to(directory).as_posix()
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise _unpackable(name, "it is neither a file nor a directory")
+            size_bytes = path.stat().st_size if path.is_file() else 0
+            total, members = total + size_bytes, members + 1
+            problem = _problem(name, size_bytes, total, members)
+            if problem:
+                raise _unpackable(name, problem)
+            tar.add(path, name, recursive=False)
 
 
 def unpack(archive: Path, into: Path) -> Path:

@@ -12,8 +12,8 @@ import os
 import pwd
 import shutil
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,24 +39,37 @@ def sync_directory(path: Path) -> None:
 
 def write_file(path: Path, content: bytes, mode: int = 0o600) -> None:
     """Create or replace a file as a whole."""
+    with new_file(path) as temporary:
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(fd)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Let the block write a file under another name, and give it its own once it is whole.
+
+    The block syncs what it writes. Nothing is left of a file that is not whole; its
+    error names the file.
+    """
     temporary = path.with_name(path.name + _TEMPORARY)
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(fd)
-    temporary.rename(path)
+    temporary.unlink(missing_ok=True)
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
+        raise
     sync_directory(path.parent)
 
 
 def copy_file(source: Path, target: Path) -> None:
     """Create or replace `target` with the content, mode and owner of `source`."""
-    temporary = target.with_name(target.name + _TEMPORARY)
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    with source.open("rb") as reader:
+    with new_file(target) as temporary, source.open("rb") as reader:
         status = os.fstat(reader.fileno())
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(fd, "wb") as writer:
@@ -65,8 +78,6 @@ def copy_file(source: Path, target: Path) -> None:
             os.fchown(fd, status.st_uid, status.st_gid)
             os.fchmod(fd, stat.S_IMODE(status.st_mode))
             os.fsync(fd)
-    temporary.rename(target)
-    sync_directory(target.parent)
 
 
 def copy_tree(source: Path, target: Path) -> None:

@@ -3,6 +3,9 @@
 It lies beside the parked files, is written before anything is moved, and is meant
 for people as well: with `how_to_restore` and the files that it names, virsh and mv
 put the machine back without Drover.
+
+The manifests of all later states are written together with the first one, beside
+it. So a change of state is a rename, for which a full file system has room.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from google.protobuf import json_format
 from controlplane.common.errors import DroverError
 from controlplane.common.foreign_json import decode
 from controlplane.common.reasons import Reason
-from hostd.disks.durable import write_file
+from hostd.disks.durable import sync_directory, write_file
 from hostd.disks.roots import PARKING_DIRECTORY, StorageRoots
 from hostd.libvirt.capture import DOMAIN, NVRAM, TPM, Meta, checkpoint_files, snapshot_files
 from hostd.v1 import domain_pb2
@@ -99,6 +102,10 @@ class Home:
         """The manifest."""
         return self.path / MANIFEST
 
+    def ahead(self, state: ParkState) -> Path:
+        """The manifest of a state that is still to come."""
+        return self.path / f"{MANIFEST}.{state}"
+
     @property
     def machine(self) -> Path:
         """The captured domain."""
@@ -175,12 +182,37 @@ def read_manifest(home: Home) -> Manifest:
 
 
 def write_manifest(home: Home, manifest: Manifest) -> None:
-    """Write a manifest; durable when it returns.
+    """Write a manifest and those of the states to come; durable when it returns.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: They cannot be written; then there is no manifest.
     """
-    write_file(home.manifest, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    for state in ParkState:
+        if state is not manifest.state:
+            _write(home.ahead(state), msgspec.structs.replace(manifest, state=state))
+    _write(home.manifest, manifest)
+
+
+def set_state(home: Home, manifest: Manifest, state: ParkState) -> Manifest:
+    """Change the state in a manifest; durable when it returns.
+
+    Raises:
+        OSError: It cannot be changed.
+    """
+    changed = msgspec.structs.replace(manifest, state=state)
+    if manifest.state is state:
+        return manifest
+    if home.ahead(state).exists():
+        home.ahead(state).rename(home.manifest)
+        sync_directory(home.path)
+    else:
+        # An earlier hostd wrote none ahead.
+        _write(home.manifest, changed)
+    return changed
+
+
+def _write(path: Path, manifest: Manifest) -> None:
+    write_file(path, msgspec.json.format(msgspec.json.encode(manifest), indent=2))
 
 
 def volumes_of(manifest: Manifest) -> list[domain_pb2.Volume]:

@@ -15,7 +15,9 @@ at any line leaves a state from which `park` and `unpark` both go on.
         baggage.tar.zst                       the same, packed for the other host
     <file system>/.drover-parked/<migration id>/<volume id>/<file>     the disks
 
-Disks are renamed, never copied, so each is set aside on its own file system.
+Disks are renamed, never copied, so each is set aside on its own file system; so are
+NVRAM and TPM state, beside the copies in machine/, with the migration id in the name.
+Putting everything back thus needs no free block, however full the disks became.
 Backing files and read-only media may be shared with other machines: they stay.
 A machine without disks has its home in the state directory.
 """
@@ -23,13 +25,11 @@ A machine without disks has its home in the state directory.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import libvirt
-import msgspec
 import structlog
 
 from controlplane.common.errors import DroverError
@@ -40,7 +40,6 @@ from hostd.disks.durable import (
     make_private_directory,
     move_file,
     no_crash,
-    remove_tree,
     sync_directory,
 )
 from hostd.disks.manifest import (
@@ -48,22 +47,31 @@ from hostd.disks.manifest import (
     Manifest,
     ParkedFile,
     ParkState,
-    all_manifests,
     check_migration_id,
     find_manifest,
     homes,
     restore_commands,
+    set_state,
     volume_json,
     volumes_of,
     write_manifest,
 )
+from hostd.disks.parked import (
+    being_discarded,
+    missing_disk,
+    refuse_users,
+    remove_leftovers,
+    unpark,
+)
 from hostd.disks.roots import PARKING_DIRECTORY, StorageRoots
-from hostd.disks.small_state import put_back_small_state, set_aside_small_state
-from hostd.disks.users import find_users
-from hostd.libvirt.capture import capture, define, keeps_tpm, read_meta, undefine
+from hostd.disks.small_state import (
+    set_aside_small_state,
+)
+from hostd.disks.trouble import io_trouble
+from hostd.libvirt.capture import capture, keeps_tpm, undefine
 from hostd.libvirt.domains import Inspection, inspect, try_find
 from hostd.libvirt.sharing import find_sharers
-from hostd.v1 import domain_pb2, host_pb2
+from hostd.v1 import domain_pb2
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -111,17 +119,17 @@ def park(
             INSTANCE_IMMOVABLE or a reason about its disks (then nothing has been
             changed); PARKED_NOT_FOUND when it is being discarded;
             DOMAIN_NOT_FOUND; DISK_IN_USE, DISK_CHANGED, DISK_IO_ERROR,
-            LIBVIRT_UNAVAILABLE (repeat it, or unpark).
+            SOURCE_LACKS_SPACE, LIBVIRT_UNAVAILABLE (repeat it, or unpark).
     """
     check_migration_id(migration_id)
     subject = f"domains/{domain_uuid}"
-    with _io_trouble(subject):
+    with io_trouble(subject, full=Reason.SOURCE_LACKS_SPACE):
         found = find_manifest(migration_id, roots, state_dir)
         if found is not None and found[1].state is ParkState.UNPARKING:
             unpark(conn, migration_id, roots, state_dir, at=at)
             found = None
         if found is not None and found[1].state is ParkState.DISCARDING:
-            raise _discarded(migration_id)
+            raise being_discarded(migration_id)
         dom = try_find(conn, domain_uuid)
         if dom is not None:
             if found is not None:
@@ -141,123 +149,6 @@ def park(
     return _answer(home, manifest)
 
 
-def unpark(
-    conn: libvirt.virConnect,
-    migration_id: str,
-    roots: StorageRoots,
-    state_dir: Path,
-    *,
-    at: CrashPoint = no_crash,
-) -> None:
-    """Put a machine back as it was, powered off; nothing when it is not parked.
-
-    Args:
-        conn: libvirt.
-        migration_id: The move that parked it.
-        roots: As for `park`.
-        state_dir: As for `park`.
-        at: As for `park`.
-
-    Raises:
-        DroverError: PARKED_NOT_FOUND when it is being discarded;
-            TARGET_FILE_EXISTS when another file took a disk's place;
-            TARGET_NAME_TAKEN, BUILD_FAILED, DISK_MISSING, DISK_IO_ERROR,
-            LIBVIRT_UNAVAILABLE. It can be repeated once the cause is gone.
-    """
-    check_migration_id(migration_id)
-    with _io_trouble(f"migrations/{migration_id}"):
-        found = find_manifest(migration_id, roots, state_dir)
-        if found is None:
-            _remove_leftovers(homes(migration_id, roots, state_dir), [])
-            return
-        home, manifest = found
-        if manifest.state is ParkState.DISCARDING:
-            raise _discarded(migration_id)
-        manifest = _set_state(home, manifest, ParkState.UNPARKING)
-        at("unparking")
-        for file in manifest.files:
-            _put_back(file)
-            at(f"back {file.volume_id}")
-        # A libvirt that removes TPM state may have died in the middle of it.
-        replace_tpm = not keeps_tpm(conn) and try_find(conn, manifest.domain_uuid) is None
-        put_back_small_state(home.machine, manifest.nvram, manifest.tpm, replace_tpm=replace_tpm)
-        at("small state back")
-        meta = read_meta(home.machine)
-        define(conn, home.machine, meta, autostart=meta.autostart)
-        at("defined")
-        home.manifest.unlink()
-        sync_directory(home.path)
-        at("manifest gone")
-        _remove_leftovers(homes(migration_id, roots, state_dir), manifest.files)
-    log.info("unparked", migration=migration_id, domain=manifest.domain_uuid)
-
-
-def discard(
-    migration_id: str, roots: StorageRoots, state_dir: Path, *, at: CrashPoint = no_crash
-) -> int:
-    """Delete a parked machine for good; nothing when it is not parked.
-
-    Returns:
-        Allocated bytes of what this call deleted.
-
-    Raises:
-        DroverError: MIGRATION_STATE when the machine is not wholly parked;
-            DISK_IN_USE; DISK_IO_ERROR.
-    """
-    check_migration_id(migration_id)
-    with _io_trouble(f"migrations/{migration_id}"):
-        found = find_manifest(migration_id, roots, state_dir)
-        if found is None:
-            _remove_leftovers(homes(migration_id, roots, state_dir), [])
-            return 0
-        home, manifest = found
-        if manifest.state not in (ParkState.PARKED, ParkState.DISCARDING):
-            raise DroverError(
-                Reason.MIGRATION_STATE,
-                f"{manifest.domain_name} is {manifest.state} here, not PARKED;"
-                " nothing was deleted.",
-                subject=f"migrations/{migration_id}",
-            )
-        paths = [Path(file.parked) for file in manifest.files]
-        _refuse_users(paths, manifest.domain_name)
-        manifest = _set_state(home, manifest, ParkState.DISCARDING)
-        at("discarding")
-        freed_bytes = 0
-        for path in [*paths, home.path / ARCHIVE_NAME]:
-            freed_bytes += _delete(path)
-            at(f"deleted {path.name}")
-        remove_tree(home.machine)
-        at("machine gone")
-        _remove_volume_directories(manifest.files)
-        home.manifest.unlink()
-        sync_directory(home.path)
-        at("manifest gone")
-        _remove_leftovers(homes(migration_id, roots, state_dir), manifest.files)
-    log.info("parked copy deleted", migration=migration_id, freed_bytes=freed_bytes)
-    return freed_bytes
-
-
-def find_parked(roots: StorageRoots, state_dir: Path) -> list[host_pb2.ParkedMachine]:
-    """Every parked machine on this host, in name order."""
-    found = []
-    for home, manifest in all_manifests(roots, state_dir):
-        files = [Path(file.parked) for file in manifest.files]
-        files += [path for path in home.path.rglob("*") if path not in files]
-        found.append(
-            host_pb2.ParkedMachine(
-                domain_uuid=manifest.domain_uuid,
-                domain_name=manifest.domain_name,
-                migration_id=manifest.migration_id,
-                manifest_path=str(home.manifest),
-                allocated_bytes=sum(_allocated_bytes(path) for path in files),
-            )
-        )
-    return sorted(found, key=lambda machine: machine.domain_name)
-
-
-# --- parking
-
-
 def _prepare(
     dom: libvirt.virDomain,
     migration_id: str,
@@ -270,10 +161,10 @@ def _prepare(
     _refuse_unless_parkable(found)
     disks = [v for v in found.domain.volumes if v.kind == domain_pb2.VOLUME_KIND_DISK]
     paths = [Path(volume.path) for volume in disks]
-    _refuse_users(paths, found.domain.name)
+    refuse_users(paths, found.domain.name)
     _refuse_sharers(dom, paths, roots)
     all_homes = homes(migration_id, roots, state_dir)
-    _remove_leftovers(all_homes, [])
+    remove_leftovers(all_homes, [])
     place = roots.directory(disks[0].root) / PARKING_DIRECTORY if disks else state_dir / "parked"
     home = Home(place / migration_id)
     make_private_directory(home.path)
@@ -352,15 +243,17 @@ def _refuse_if_set_aside(manifest: Manifest, dom: libvirt.virDomain) -> None:
 def _set_aside(home: Home, manifest: Manifest, at: CrashPoint, *, refresh: bool) -> None:
     if manifest.state is ParkState.PARKED:
         return
-    _refuse_users([Path(file.original) for file in manifest.files], manifest.domain_name)
+    refuse_users([Path(file.original) for file in manifest.files], manifest.domain_name)
     for file in manifest.files:
         _move_aside(file)
         at(f"aside {file.volume_id}")
-    set_aside_small_state(home.machine, manifest.nvram, manifest.tpm, refresh=refresh)
+    set_aside_small_state(
+        home.machine, manifest.nvram, manifest.tpm, aside=manifest.migration_id, refresh=refresh
+    )
     at("small state aside")
     pack(home.machine, home.path / ARCHIVE_NAME)
     at("packed")
-    _set_state(home, manifest, ParkState.PARKED)
+    set_state(home, manifest, ParkState.PARKED)
     at("parked")
     log.info("parked", migration=manifest.migration_id, domain=manifest.domain_uuid)
 
@@ -372,7 +265,7 @@ def _move_aside(file: ParkedFile) -> None:
     try:
         status = original.lstat()
     except FileNotFoundError as error:
-        raise _missing(file) from error
+        raise missing_disk(file) from error
     if status.st_ino != file.inode:
         raise DroverError(
             Reason.DISK_CHANGED,
@@ -380,23 +273,6 @@ def _move_aside(file: ParkedFile) -> None:
             metadata={"volume_id": file.volume_id},
         )
     move_file(original, parked)
-
-
-def _put_back(file: ParkedFile) -> None:
-    original, parked = Path(file.original), Path(file.parked)
-    if not parked.exists():
-        if original.exists():
-            return
-        raise _missing(file)
-    try:
-        move_file(parked, original)
-    except FileExistsError as error:
-        raise DroverError(
-            Reason.TARGET_FILE_EXISTS,
-            f"Another file has taken the place of disk {file.volume_id} at {original};"
-            f" the disk is kept at {parked}.",
-            metadata={"volume_id": file.volume_id, "path": str(original)},
-        ) from error
 
 
 def _answer(home: Home, manifest: Manifest) -> Parked:
@@ -415,24 +291,6 @@ def _answer(home: Home, manifest: Manifest) -> Parked:
     return Parked((*volumes_of(manifest), baggage), home.manifest, manifest.domain_name)
 
 
-# --- shared
-
-
-def _set_state(home: Home, manifest: Manifest, state: ParkState) -> Manifest:
-    changed = msgspec.structs.replace(manifest, state=state)
-    write_manifest(home, changed)
-    return changed
-
-
-def _refuse_users(paths: Sequence[Path], domain_name: str) -> None:
-    for user in find_users(paths):
-        raise DroverError(
-            Reason.DISK_IN_USE,
-            f"{user.path} of {domain_name} is open in {user}.",
-            metadata={"path": str(user.path), "pid": str(user.pid), "command": user.command},
-        )
-
-
 def _refuse_sharers(dom: libvirt.virDomain, paths: Sequence[Path], roots: StorageRoots) -> None:
     for sharer in find_sharers(dom.connect(), dom.UUIDString(), paths, roots):
         raise DroverError(
@@ -440,77 +298,3 @@ def _refuse_sharers(dom: libvirt.virDomain, paths: Sequence[Path], roots: Storag
             f"{sharer}, which would be left without it.",
             subject=f"domains/{dom.UUIDString()}",
         )
-
-
-def _remove_leftovers(all_homes: Sequence[Home], files: Sequence[ParkedFile]) -> None:
-    """Remove what is left where no manifest is. A disk is never among it."""
-    _remove_volume_directories(files)
-    for home in all_homes:
-        if not home.path.is_dir() or home.manifest.exists():
-            continue
-        remove_tree(home.machine)
-        for path in home.path.iterdir():
-            if path.is_dir():
-                _remove_empty_directory(path)
-            elif path.name.startswith((ARCHIVE_NAME, "manifest.json")):
-                path.unlink()
-        _remove_empty_directory(home.path)
-        _remove_empty_directory(home.path.parent)
-
-
-def _remove_volume_directories(files: Sequence[ParkedFile]) -> None:
-    for file in files:
-        volume = Path(file.parked).parent
-        for directory in (volume, volume.parent, volume.parent.parent):
-            _remove_empty_directory(directory)
-
-
-def _remove_empty_directory(path: Path) -> None:
-    # Not empty, or gone: both are fine.
-    with suppress(OSError):
-        path.rmdir()
-
-
-def _delete(path: Path) -> int:
-    try:
-        freed_bytes = _allocated_bytes(path)
-        path.unlink()
-    except FileNotFoundError:
-        return 0
-    sync_directory(path.parent)
-    return freed_bytes
-
-
-def _allocated_bytes(path: Path) -> int:
-    with suppress(OSError):
-        status = path.lstat()
-        return 0 if path.is_dir() else status.st_blocks * _SECTOR_BYTES
-    return 0
-
-
-def _missing(file: ParkedFile) -> DroverError:
-    return DroverError(
-        Reason.DISK_MISSING,
-        f"Disk {file.volume_id} is neither at {file.original} nor at {file.parked}.",
-        metadata={"volume_id": file.volume_id},
-    )
-
-
-def _discarded(migration_id: str) -> DroverError:
-    return DroverError(
-        Reason.PARKED_NOT_FOUND,
-        "The parked copy is being deleted for good; it cannot be put back.",
-        subject=f"migrations/{migration_id}",
-    )
-
-
-@contextmanager
-def _io_trouble(subject: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DroverError(
-            Reason.DISK_IO_ERROR,
-            f"{error.filename or 'A file'} cannot be used: {error.strerror}.",
-            subject=subject,
-        ) from error

@@ -13,10 +13,8 @@ baggage. Disks are never removed here; they belong to the copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import libvirt
@@ -26,60 +24,42 @@ import structlog
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from hostd.disks.baggage import unpack
-from hostd.disks.durable import give_to, make_private_directory, remove_tree, write_file
+from hostd.disks.durable import give_to, make_private_directory, remove_tree
 from hostd.disks.images import grow, set_backing_file
-from hostd.disks.manifest import check_migration_id
 from hostd.disks.roots import StorageRoots
 from hostd.disks.small_state import put_back_small_state, remove_small_state
+from hostd.disks.trouble import io_trouble
+from hostd.libvirt.build_record import (
+    RECORD,
+    BuildRecord,
+    BuildState,
+    read_record,
+    work_of,
+    write_record,
+)
 from hostd.libvirt.capture import (
     DOMAIN,
     TPM_DIRECTORY,
     Meta,
     capture,
+    checkpoint_files,
     define,
     give_small_state,
     read_meta,
     refuse_taken_name,
     rewrite,
+    snapshot_files,
     undefine,
 )
 from hostd.libvirt.definition import Definition, default_nvram_path, parse_definition
 from hostd.libvirt.domains import describe, find, try_find
 from hostd.libvirt.errors import translated
+from hostd.libvirt.foreign import Own, foreign_in_definition, foreign_in_snapshot
 from hostd.libvirt.transform import transform_domain, transform_snapshot
-from hostd.libvirt.xml import XmlError, attribute, parse
+from hostd.libvirt.xml import XmlError, parse
 from hostd.v1 import domain_pb2, preflight_pb2
 
 log = structlog.stdlib.get_logger(__name__)
-
-_RECORD = "built.json"
-
-
-class BuildState(StrEnum):
-    """Where a built machine stands; drawn at the top of the module."""
-
-    BUILDING = "BUILDING"
-    BUILT = "BUILT"
-    KEPT = "KEPT"
-
-
-class BuildRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What a migration made here besides disks.
-
-    Attributes:
-        state: Where it stands.
-        domain_uuid: The machine.
-        nvram: Its NVRAM file; empty without one.
-        tpm: Its TPM state; empty without any.
-        autostart: It is to start together with the host, and does not yet: until the
-            move has given it to this host, nothing but a call may start it.
-    """
-
-    state: BuildState
-    domain_uuid: str
-    nvram: str = ""
-    tpm: str = ""
-    autostart: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +74,8 @@ class BuildOrder:
         volumes: The machine's volumes, as its source described them.
         volume_paths: volume_id -> path here, for each volume that is here.
         size: Size to give it; None to keep the source's.
+        loader_path: Its firmware image, as the move announced it and the preflight
+            judged it; empty when libvirt chooses one.
     """
 
     migration_id: str
@@ -103,6 +85,7 @@ class BuildOrder:
     volumes: Sequence[domain_pb2.Volume]
     volume_paths: Mapping[str, Path]
     size: preflight_pb2.TargetSize | None = None
+    loader_path: str = ""
 
 
 def build_domain(
@@ -118,10 +101,10 @@ def build_domain(
             baggage is not usable; DISK_IO_ERROR; LIBVIRT_UNAVAILABLE. Repeat it,
             or remove_built.
     """
-    work = _work(order.migration_id, state_dir)
+    work = work_of(order.migration_id, state_dir)
     subject = f"domains/{order.domain_uuid}"
-    with _io_trouble(subject):
-        record = _read_record(work)
+    with io_trouble(subject):
+        record = read_record(work)
         dom = try_find(conn, order.domain_uuid)
         if dom is not None and record is None:
             raise DroverError(
@@ -137,7 +120,7 @@ def build_domain(
             record = _define_kept(conn, work, record)
         else:
             record = _define_from_baggage(conn, order, work, record)
-        _write_record(work, msgspec.structs.replace(record, state=BuildState.BUILT))
+        write_record(work, msgspec.structs.replace(record, state=BuildState.BUILT))
         remove_tree(work / "kept")
         remove_tree(work / "baggage")
     log.info("built", migration=order.migration_id, domain=order.domain_uuid)
@@ -154,17 +137,17 @@ def give_autostart(
     Raises:
         DroverError: DISK_IO_ERROR, LIBVIRT_UNAVAILABLE.
     """
-    work = _work(migration_id, state_dir)
+    work = work_of(migration_id, state_dir)
     subject = f"domains/{domain_uuid}"
-    with _io_trouble(subject):
-        record = _read_record(work)
+    with io_trouble(subject):
+        record = read_record(work)
         if record is None or not record.autostart:
             return
         dom = try_find(conn, domain_uuid)
         if dom is not None:
             with translated(subject):
                 dom.setAutostart(1)
-        _write_record(work, msgspec.structs.replace(record, autostart=False))
+        write_record(work, msgspec.structs.replace(record, autostart=False))
 
 
 def undefine_built(
@@ -178,9 +161,9 @@ def undefine_built(
         DroverError: INSTANCE_STARTED_MEANWHILE while it runs; DISK_IO_ERROR;
             LIBVIRT_UNAVAILABLE.
     """
-    work = _work(migration_id, state_dir)
-    with _io_trouble(f"domains/{domain_uuid}"):
-        record = _read_record(work)
+    work = work_of(migration_id, state_dir)
+    with io_trouble(f"domains/{domain_uuid}"):
+        record = read_record(work)
         if record is None:
             return
         dom = try_find(conn, domain_uuid)
@@ -195,7 +178,7 @@ def undefine_built(
             remove_tree(work / "kept")
             (work / "kept.new").rename(work / "kept")
             record = msgspec.structs.replace(record, state=BuildState.KEPT)
-            _write_record(work, record)
+            write_record(work, record)
             undefine(dom)
         if record.state is BuildState.KEPT:
             remove_small_state(record.nvram, record.tpm)
@@ -213,9 +196,9 @@ def remove_built(
         DroverError: INSTANCE_STATE while it runs; LIBVIRT_UNAVAILABLE;
             DISK_IO_ERROR.
     """
-    work = _work(migration_id, state_dir)
-    with _io_trouble(f"domains/{domain_uuid}"):
-        record = _read_record(work)
+    work = work_of(migration_id, state_dir)
+    with io_trouble(f"domains/{domain_uuid}"):
+        record = read_record(work)
         if record is None:
             remove_tree(work)
             return
@@ -224,15 +207,15 @@ def remove_built(
             _refuse_active(dom)
             undefine(dom)
         remove_small_state(record.nvram, record.tpm)
-        (work / _RECORD).unlink()
+        (work / RECORD).unlink()
         remove_tree(work)
     log.info("removed what was built", migration=migration_id, domain=domain_uuid)
 
 
 def forget_built(migration_id: str, state_dir: Path) -> None:
     """Drop the records of a migration that has ended; the machine stays."""
-    with _io_trouble(f"migrations/{migration_id}"):
-        remove_tree(_work(migration_id, state_dir))
+    with io_trouble(f"migrations/{migration_id}"):
+        remove_tree(work_of(migration_id, state_dir))
 
 
 # --- building
@@ -266,7 +249,7 @@ def _define_from_baggage(
             tpm=tpm,
             autostart=meta.autostart,
         )
-        _write_record(work, record)
+        write_record(work, record)
     _prepare_disks(order, meta)
     emulator = _emulator(conn, definition)
     paths = {volume_id: str(path) for volume_id, path in order.volume_paths.items()}
@@ -275,7 +258,7 @@ def _define_from_baggage(
         lambda xml: transform_domain(xml, paths, order.size, nvram or None, emulator),
         lambda xml: transform_snapshot(xml, paths, nvram or None),
     )
-    _refuse_foreign_paths((machine / DOMAIN).read_text("utf-8"), set(paths.values()))
+    _refuse_foreign(machine, Own(set(paths.values()), nvram, order.loader_path))
     remove_small_state(nvram, tpm)
     put_back_small_state(machine, nvram, tpm)
     give_small_state(meta, nvram, tpm)
@@ -340,6 +323,9 @@ def _refuse_untold(order: BuildOrder, definition: Definition) -> None:
     problem = ""
     if definition.name != order.domain_name or "/" in definition.name:
         problem = f"it is called {definition.name!r}, and {order.domain_name!r} was announced"
+    elif definition.host_needs.loader_path != order.loader_path:
+        found = definition.host_needs.loader_path or "none"
+        problem = f"its firmware image is {found}, and {order.loader_path or 'none'} was announced"
     elif definition.obstacles:
         problem = definition.obstacles[0].message
     if problem:
@@ -350,17 +336,17 @@ def _refuse_untold(order: BuildOrder, definition: Definition) -> None:
         )
 
 
-def _refuse_foreign_paths(xml: str, ours: set[str]) -> None:
-    """No disk of the definition may lie where the other host says."""
-    for source in parse(xml).iterfind("devices/disk//source"):
-        for name in ("file", "dev", "dir", "pool", "name"):
-            place = attribute(source, name)
-            if place and place not in ours:
-                raise DroverError(
-                    Reason.BUILD_FAILED,
-                    f"The definition names {place}, which is none of the machine's volumes here.",
-                    metadata={"path": place},
-                )
+def _refuse_foreign(machine: Path, own: Own) -> None:
+    """Nothing in the definition or its snapshots may be another's than the machine's."""
+    problem = foreign_in_definition((machine / DOMAIN).read_text("utf-8"), own)
+    for path in [*snapshot_files(machine), *checkpoint_files(machine)]:
+        problem = problem or foreign_in_snapshot(path.read_text("utf-8"), own)
+    if problem:
+        raise DroverError(
+            Reason.BUILD_FAILED,
+            f"What arrived names what is not the machine's: {problem}"
+            " Remove it on the source; a snapshot goes with virsh snapshot-delete.",
+        )
 
 
 def _refuse_existing(*places: str) -> None:
@@ -381,37 +367,3 @@ def _refuse_active(dom: libvirt.virDomain) -> None:
                 f"{dom.name()} runs here; it has to be off before it is taken away.",
                 subject=f"domains/{dom.UUIDString()}",
             )
-
-
-# --- records
-
-
-def _work(migration_id: str, state_dir: Path) -> Path:
-    return state_dir / "built" / check_migration_id(migration_id)
-
-
-def _read_record(work: Path) -> BuildRecord | None:
-    try:
-        return msgspec.json.decode((work / _RECORD).read_bytes(), type=BuildRecord)
-    except FileNotFoundError:
-        return None
-    except msgspec.MsgspecError as error:
-        raise DroverError(
-            Reason.DISK_IO_ERROR, f"{work / _RECORD} cannot be read: {error}."
-        ) from error
-
-
-def _write_record(work: Path, record: BuildRecord) -> None:
-    write_file(work / _RECORD, msgspec.json.encode(record))
-
-
-@contextmanager
-def _io_trouble(subject: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DroverError(
-            Reason.DISK_IO_ERROR,
-            f"{error.filename or 'A file'} cannot be used: {error.strerror}.",
-            subject=subject,
-        ) from error

@@ -40,6 +40,9 @@ class Capabilities:
         max_vcpus: Machine type -> most virtual CPUs.
         firmwares: "bios", "efi", "efi-secure".
         tpm: An emulated TPM can be had.
+        loaders: Firmware images that libvirt lists.
+        numa_nodes: Numbers of the host's NUMA nodes; empty when libvirt cannot tell.
+        page_kib: Sizes of memory pages, the ordinary one included.
     """
 
     host_uuid: str
@@ -54,6 +57,9 @@ class Capabilities:
     max_vcpus: dict[str, int]
     firmwares: tuple[str, ...]
     tpm: bool
+    loaders: tuple[str, ...]
+    numa_nodes: tuple[int, ...]
+    page_kib: tuple[int, ...]
 
 
 def capabilities(connection: LibvirtConnection) -> Capabilities:
@@ -103,6 +109,11 @@ def read_capabilities(conn: libvirt.virConnect) -> Capabilities:
         max_vcpus=machines,
         firmwares=tuple(sorted({kind for offer in offers for kind in _firmwares(offer)})),
         tpm=any(_has_tpm(offer) for offer in offers),
+        loaders=tuple(sorted({path for offer in offers for path in _values(offer, "os/loader")})),
+        numa_nodes=tuple(
+            int(attribute(cell, "id")) for cell in caps.iterfind("host/topology/cells/cell")
+        ),
+        page_kib=tuple(int(attribute(page, "size")) for page in caps.iterfind("host/cpu/pages")),
     )
 
 

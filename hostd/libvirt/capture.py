@@ -13,8 +13,7 @@ and setting a built domain aside. It is private to its owner: it holds secrets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import libvirt
@@ -86,10 +85,11 @@ def capture(dom: libvirt.virDomain, disks: Sequence[tuple[str, Path]], into: Pat
         into: The directory; replaced when it exists.
 
     Raises:
-        DroverError: LIBVIRT_UNAVAILABLE, DISK_IO_ERROR, or what libvirt met.
+        DroverError: LIBVIRT_UNAVAILABLE, or what libvirt met.
+        OSError: It cannot be written.
     """
     uuid = dom.UUIDString()
-    with translated(f"domains/{uuid}"), _io_trouble(into):
+    with translated(f"domains/{uuid}"):
         remove_tree(into)
         make_private_directory(into)
         xml = dom.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | _SECURE)
@@ -204,7 +204,14 @@ def undefine(dom: libvirt.virDomain) -> None:
             raise _started_meanwhile(dom.name(), subject)
 
 
-def define(conn: libvirt.virConnect, directory: Path, meta: Meta, *, autostart: bool) -> None:
+def define(
+    conn: libvirt.virConnect,
+    directory: Path,
+    meta: Meta,
+    *,
+    autostart: bool,
+    full: Reason = Reason.BUILD_FAILED,
+) -> None:
     """Define a captured domain again, with snapshots, checkpoints and autostart.
 
     Repeating it is harmless.
@@ -214,14 +221,15 @@ def define(conn: libvirt.virConnect, directory: Path, meta: Meta, *, autostart: 
         directory: What `capture` wrote; its XML already fits this host.
         meta: Its meta data.
         autostart: Whether libvirt starts it together with the host.
+        full: The reason when libvirt has no room to write.
 
     Raises:
-        DroverError: BUILD_FAILED with libvirt's words, TARGET_NAME_TAKEN,
+        DroverError: BUILD_FAILED or `full` with libvirt's words, TARGET_NAME_TAKEN,
             LIBVIRT_UNAVAILABLE.
     """
     subject = f"domains/{meta.uuid}"
     refuse_taken_name(conn, meta.name, meta.uuid)
-    with translated(subject, Reason.BUILD_FAILED):
+    with translated(subject, Reason.BUILD_FAILED, full):
         dom = conn.defineXML((directory / DOMAIN).read_text("utf-8"))
         redefine = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REDEFINE
         for path in _numbered(directory / SNAPSHOTS):
@@ -294,18 +302,6 @@ def _write_checkpoints(dom: libvirt.virDomain, into: Path) -> None:
         make_private_directory(into)
         xml = checkpoint.getXMLDesc(libvirt.VIR_DOMAIN_CHECKPOINT_XML_SECURE)
         write_file(into / f"{number:04}.xml", xml.encode())
-
-
-@contextmanager
-def _io_trouble(where: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DroverError(
-            Reason.DISK_IO_ERROR,
-            f"{error.filename or where} cannot be used: {error.strerror}.",
-            subject=str(where),
-        ) from error
 
 
 def _numbered(directory: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from lxml import etree
 
 from controlplane.common.reasons import Reason
 from hostd.disks.chain import Obstacle
+from hostd.libvirt.host_needs import read_host_needs
 from hostd.libvirt.xml import attribute, parse, text_of, to_text
 from hostd.v1 import domain_pb2
 
@@ -115,6 +116,7 @@ class Definition:
         disks: Its disks with a medium, in order.
         interfaces: Its network cards, in order.
         has_secrets: A password is in the definition.
+        host_needs: What it takes from its host by number, size or name.
         obstacles: What makes it immovable, whatever the disks hold.
     """
 
@@ -134,6 +136,7 @@ class Definition:
     disks: tuple[Disk, ...]
     interfaces: tuple[domain_pb2.NetworkInterface, ...]
     has_secrets: bool
+    host_needs: domain_pb2.HostNeeds
     obstacles: tuple[Obstacle, ...]
 
 
@@ -167,6 +170,7 @@ def parse_definition(xml: str) -> Definition:
         disks=tuple(_disks(root)),
         interfaces=tuple(_interfaces(root)),
         has_secrets=any("passwd" in element.attrib for element in root.iterfind(".//*[@passwd]")),
+        host_needs=read_host_needs(root),
         obstacles=tuple(_obstacles(root)),
     )
 

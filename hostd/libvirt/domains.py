@@ -19,7 +19,8 @@ from hostd.disks.roots import StorageRoots
 from hostd.libvirt.definition import Definition, Disk, parse_definition
 from hostd.libvirt.errors import translated
 from hostd.libvirt.power import is_hung, power_state
-from hostd.libvirt.xml import XmlError, attribute, parse
+from hostd.libvirt.snapshots import snapshot_obstacles
+from hostd.libvirt.xml import XmlError
 from hostd.v1 import domain_pb2
 
 
@@ -112,11 +113,10 @@ def inspect(dom: libvirt.virDomain, roots: StorageRoots) -> Inspection:
     with translated(f"domains/{uuid}"):
         definition = read_definition(dom)
         obstacles = [*definition.obstacles, *_libvirt_obstacles(dom, definition)]
-        chains = []
-        for disk in definition.disks:
-            chain = _chain(dom, disk, roots)
-            chains.append(chain)
-            obstacles += chain.obstacles
+        chains = [_chain(dom, disk, roots) for disk in definition.disks]
+        links = [link for chain in chains for link in chain.links]
+        obstacles += [obstacle for chain in chains for obstacle in chain.obstacles]
+        obstacles += snapshot_obstacles(dom, definition, links)
         described = domain_pb2.Domain(
             uuid=uuid,
             name=definition.name,
@@ -125,7 +125,6 @@ def inspect(dom: libvirt.virDomain, roots: StorageRoots) -> Inspection:
             autostart=bool(dom.isPersistent() and dom.autostart()),
         )
     _fill(described, definition)
-    links = [link for chain in chains for link in chain.links]
     described.volumes.extend(link.to_volume() for link in links)
     described.disk_size_bytes = sum(
         link.size_bytes for link in links if link.kind != domain_pb2.VOLUME_KIND_BACKING
@@ -164,6 +163,7 @@ def _fill(described: domain_pb2.Domain, definition: Definition) -> None:
     described.has_tpm = definition.has_tpm
     described.has_secrets = definition.has_secrets
     described.interfaces.extend(definition.interfaces)
+    described.host_needs.CopyFrom(definition.host_needs)
 
 
 def _chain(dom: libvirt.virDomain, disk: Disk, roots: StorageRoots) -> Chain:
@@ -210,21 +210,8 @@ def _libvirt_obstacles(dom: libvirt.virDomain, definition: Definition) -> Iterat
         return
     if dom.hasManagedSaveImage(0):
         yield _immovable("Its memory lies in a managed save image; start it or drop the image.")
-    for snapshot in dom.listAllSnapshots(0):
-        if _is_external(snapshot.getXMLDesc(0)):
-            yield _immovable(f"Its snapshot {snapshot.getName()} is external; merge it first.")
     if dom.isActive():
         yield from _block_jobs(dom, definition)
-
-
-def _is_external(snapshot_xml: str) -> bool:
-    try:
-        root = parse(snapshot_xml, "domainsnapshot")
-    except XmlError:
-        # What cannot be read cannot be taken along either.
-        return True
-    parts = [*root.iterfind("memory"), *root.iterfind("disks/disk")]
-    return any(attribute(part, "snapshot") == "external" for part in parts)
 
 
 def _block_jobs(dom: libvirt.virDomain, definition: Definition) -> Iterator[Obstacle]:

@@ -9,6 +9,7 @@ import libvirt
 
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
+from hostd.disks.trouble import FULL
 
 # The connection itself is in trouble, whatever the call was.
 _CONNECTION_CODES = frozenset(
@@ -55,7 +56,10 @@ def is_connection_trouble(error: libvirt.libvirtError) -> bool:
 
 
 def translate(
-    error: libvirt.libvirtError, subject: str, otherwise: Reason = Reason.INTERNAL
+    error: libvirt.libvirtError,
+    subject: str,
+    otherwise: Reason = Reason.INTERNAL,
+    full: Reason | None = None,
 ) -> DroverError:
     """Turn a libvirt error into one with a reason.
 
@@ -63,6 +67,7 @@ def translate(
         error: What libvirt raised.
         subject: What it is about, as "domains/<uuid>".
         otherwise: The reason when (code, domain) has none of its own.
+        full: The reason when libvirt had no room to write; `otherwise` when not given.
 
     Returns:
         LIBVIRT_UNAVAILABLE for connection trouble, else the reason of the table.
@@ -78,6 +83,8 @@ def translate(
             metadata=metadata,
         )
     reason = _REASONS.get(code, otherwise) if code is not None else otherwise
+    if full is not None and code == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in FULL:
+        reason = full
     if otherwise is not Reason.INTERNAL and reason is Reason.INSTANCE_STATE:
         # The caller knows better what an operation that is not possible now means.
         reason = otherwise
@@ -85,9 +92,11 @@ def translate(
 
 
 @contextmanager
-def translated(subject: str, otherwise: Reason = Reason.INTERNAL) -> Iterator[None]:
+def translated(
+    subject: str, otherwise: Reason = Reason.INTERNAL, full: Reason | None = None
+) -> Iterator[None]:
     """Let libvirt errors leave the block as DroverError; see `translate`."""
     try:
         yield
     except libvirt.libvirtError as error:
-        raise translate(error, subject, otherwise) from error
+        raise translate(error, subject, otherwise, full) from error

@@ -204,6 +204,56 @@ class NetworkInterface(_message.Message):
 Global___NetworkInterface: _TypeAlias = NetworkInterface  # noqa: Y015
 
 @_typing.final
+class HostNeeds(_message.Message):
+    """HostNeeds is what a definition takes from its host by number, size or name.
+    None of it travels with the machine: a target has to have it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOADER_PATH_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    NUMA_NODES_FIELD_NUMBER: _builtins.int
+    HUGEPAGE_KIB_FIELD_NUMBER: _builtins.int
+    NETWORK_FILTERS_FIELD_NUMBER: _builtins.int
+    loader_path: _builtins.str
+    """Path of the firmware image (<loader>); empty when libvirt chooses one."""
+    @_builtins.property
+    def cpus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Host CPUs that the guest or its helpers are pinned to, ascending."""
+
+    @_builtins.property
+    def numa_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Host NUMA nodes that its memory is bound to, ascending."""
+
+    @_builtins.property
+    def hugepage_kib(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Sizes in KiB of the huge pages that its memory is made of, ascending; 0 is
+        the host's default size. Empty when it takes none.
+        """
+
+    @_builtins.property
+    def network_filters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the libvirt network filters on its network cards, in name order."""
+
+    def __init__(
+        self,
+        *,
+        loader_path: _builtins.str = ...,
+        cpus: _abc.Iterable[_builtins.int] | None = ...,
+        numa_nodes: _abc.Iterable[_builtins.int] | None = ...,
+        hugepage_kib: _abc.Iterable[_builtins.int] | None = ...,
+        network_filters: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "hugepage_kib", b"hugepage_kib", "loader_path", b"loader_path", "network_filters", b"network_filters", "numa_nodes", b"numa_nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostNeeds: _TypeAlias = HostNeeds  # noqa: Y015
+
+@_typing.final
 class Domain(_message.Message):
     """Domain is a libvirt domain as its host sees it."""
 
@@ -229,6 +279,7 @@ class Domain(_message.Message):
     OBSTACLES_FIELD_NUMBER: _builtins.int
     HAS_SECRETS_FIELD_NUMBER: _builtins.int
     MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    HOST_NEEDS_FIELD_NUMBER: _builtins.int
     uuid: _builtins.str
     """libvirt UUID, canonical lower-case form. Always present."""
     name: _builtins.str
@@ -285,6 +336,12 @@ class Domain(_message.Message):
         does: host devices, shares, formats or paths that the host forbids.
         """
 
+    @_builtins.property
+    def host_needs(self) -> Global___HostNeeds:
+        """What the definition takes from its host. Not set by a hostd that does not
+        look at it yet.
+        """
+
     def __init__(
         self,
         *,
@@ -308,10 +365,11 @@ class Domain(_message.Message):
         obstacles: _abc.Iterable[_builtins.str] | None = ...,
         has_secrets: _builtins.bool = ...,
         migration_id: _builtins.str = ...,
+        host_needs: Global___HostNeeds | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host_needs", b"host_needs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "autostart", b"autostart", "cpu_mode", b"cpu_mode", "cpu_xml", b"cpu_xml", "disk_size_bytes", b"disk_size_bytes", "firmware", b"firmware", "has_secrets", b"has_secrets", "has_tpm", b"has_tpm", "interfaces", b"interfaces", "machine_type", b"machine_type", "memory_mib", b"memory_mib", "migration_id", b"migration_id", "name", b"name", "obstacles", b"obstacles", "persistent", b"persistent", "power_state", b"power_state", "uuid", b"uuid", "vcpus", b"vcpus", "virt_type", b"virt_type", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "autostart", b"autostart", "cpu_mode", b"cpu_mode", "cpu_xml", b"cpu_xml", "disk_size_bytes", b"disk_size_bytes", "firmware", b"firmware", "has_secrets", b"has_secrets", "has_tpm", b"has_tpm", "host_needs", b"host_needs", "interfaces", b"interfaces", "machine_type", b"machine_type", "memory_mib", b"memory_mib", "migration_id", b"migration_id", "name", b"name", "obstacles", b"obstacles", "persistent", b"persistent", "power_state", b"power_state", "uuid", b"uuid", "vcpus", b"vcpus", "virt_type", b"virt_type", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

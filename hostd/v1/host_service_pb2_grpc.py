@@ -240,7 +240,9 @@ class HostServiceServicer:
 
     def EnsureUnparked(self, request, context):
         """EnsureUnparked puts a parked machine back as it was, powered off. It does
-        nothing when the machine was never parked.
+        nothing when the machine was never parked. NOT_FOUND / PARKED_NOT_FOUND, and
+        nothing is changed, when the machine was parked here and is nowhere to be
+        seen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,7 +250,7 @@ class HostServiceServicer:
 
     def DiscardParked(self, request, context):
         """DiscardParked deletes the parked copy for good. The caller has made sure
-        that the machine lives elsewhere.
+        that the machine lives elsewhere. NOT_FOUND / PARKED_NOT_FOUND as above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -287,7 +289,9 @@ class HostServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetCopyLimit(self, request, context):
-        """SetCopyLimit changes the bandwidth limit of a running copy.
+        """SetCopyLimit changes the bandwidth limit of a running copy. NOT_FOUND /
+        JOB_NOT_FOUND when it was never started, INVALID_ARGUMENT / INVALID_FIELD
+        when it belongs to another migration than the fence.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -295,7 +299,8 @@ class HostServiceServicer:
 
     def CancelJob(self, request, context):
         """CancelJob ends a job and waits until it has let go of its files. It
-        succeeds when the job never existed.
+        succeeds when the job never existed, and is refused with INVALID_ARGUMENT /
+        INVALID_FIELD when it belongs to another migration than the fence.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -327,8 +332,10 @@ class HostServiceServicer:
 
     def EnsureAbsent(self, request, context):
         """EnsureAbsent removes everything that this migration put on this host:
-        definition, volumes, partial copies, reservations, sessions. It never
-        touches a file that the migration did not create.
+        definition, volumes, partial copies, directories, reservations, sessions. It
+        never touches a file that the migration did not create.
+        FAILED_PRECONDITION / TARGET_LACKS_ROOT when a storage root that holds some
+        of it is missing; what is there is kept on record.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -78,11 +78,13 @@ class HostServiceStub:
     """
     EnsureUnparked: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.EnsureUnparkedRequest, _host_service_pb2.EnsureUnparkedResponse]
     """EnsureUnparked puts a parked machine back as it was, powered off. It does
-    nothing when the machine was never parked.
+    nothing when the machine was never parked. NOT_FOUND / PARKED_NOT_FOUND, and
+    nothing is changed, when the machine was parked here and is nowhere to be
+    seen.
     """
     DiscardParked: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.DiscardParkedRequest, _host_service_pb2.DiscardParkedResponse]
     """DiscardParked deletes the parked copy for good. The caller has made sure
-    that the machine lives elsewhere.
+    that the machine lives elsewhere. NOT_FOUND / PARKED_NOT_FOUND as above.
     """
     OpenReceive: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.OpenReceiveRequest, _host_service_pb2.OpenReceiveResponse]
     """OpenReceive lets the named source send this migration's volumes to the data
@@ -100,10 +102,14 @@ class HostServiceStub:
     it is no longer RUNNING.
     """
     SetCopyLimit: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.SetCopyLimitRequest, _job_pb2.Job]
-    """SetCopyLimit changes the bandwidth limit of a running copy."""
+    """SetCopyLimit changes the bandwidth limit of a running copy. NOT_FOUND /
+    JOB_NOT_FOUND when it was never started, INVALID_ARGUMENT / INVALID_FIELD
+    when it belongs to another migration than the fence.
+    """
     CancelJob: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.CancelJobRequest, _host_service_pb2.CancelJobResponse]
     """CancelJob ends a job and waits until it has let go of its files. It
-    succeeds when the job never existed.
+    succeeds when the job never existed, and is refused with INVALID_ARGUMENT /
+    INVALID_FIELD when it belongs to another migration than the fence.
     """
     EnsureBuilt: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.EnsureBuiltRequest, _host_service_pb2.EnsureBuiltResponse]
     """EnsureBuilt defines the machine on this host from the received baggage and
@@ -119,8 +125,10 @@ class HostServiceStub:
     """
     EnsureAbsent: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.EnsureAbsentRequest, _host_service_pb2.EnsureAbsentResponse]
     """EnsureAbsent removes everything that this migration put on this host:
-    definition, volumes, partial copies, reservations, sessions. It never
-    touches a file that the migration did not create.
+    definition, volumes, partial copies, directories, reservations, sessions. It
+    never touches a file that the migration did not create.
+    FAILED_PRECONDITION / TARGET_LACKS_ROOT when a storage root that holds some
+    of it is missing; what is there is kept on record.
     """
     ForgetMigration: _grpc.UnaryUnaryMultiCallable[_host_service_pb2.ForgetMigrationRequest, _host_service_pb2.ForgetMigrationResponse]
     """ForgetMigration drops the small records that a migration left here once it
@@ -173,11 +181,13 @@ class HostServiceAsyncStub(HostServiceStub):
     """
     EnsureUnparked: _aio.UnaryUnaryMultiCallable[_host_service_pb2.EnsureUnparkedRequest, _host_service_pb2.EnsureUnparkedResponse]  # type: ignore[assignment]
     """EnsureUnparked puts a parked machine back as it was, powered off. It does
-    nothing when the machine was never parked.
+    nothing when the machine was never parked. NOT_FOUND / PARKED_NOT_FOUND, and
+    nothing is changed, when the machine was parked here and is nowhere to be
+    seen.
     """
     DiscardParked: _aio.UnaryUnaryMultiCallable[_host_service_pb2.DiscardParkedRequest, _host_service_pb2.DiscardParkedResponse]  # type: ignore[assignment]
     """DiscardParked deletes the parked copy for good. The caller has made sure
-    that the machine lives elsewhere.
+    that the machine lives elsewhere. NOT_FOUND / PARKED_NOT_FOUND as above.
     """
     OpenReceive: _aio.UnaryUnaryMultiCallable[_host_service_pb2.OpenReceiveRequest, _host_service_pb2.OpenReceiveResponse]  # type: ignore[assignment]
     """OpenReceive lets the named source send this migration's volumes to the data
@@ -195,10 +205,14 @@ class HostServiceAsyncStub(HostServiceStub):
     it is no longer RUNNING.
     """
     SetCopyLimit: _aio.UnaryUnaryMultiCallable[_host_service_pb2.SetCopyLimitRequest, _job_pb2.Job]  # type: ignore[assignment]
-    """SetCopyLimit changes the bandwidth limit of a running copy."""
+    """SetCopyLimit changes the bandwidth limit of a running copy. NOT_FOUND /
+    JOB_NOT_FOUND when it was never started, INVALID_ARGUMENT / INVALID_FIELD
+    when it belongs to another migration than the fence.
+    """
     CancelJob: _aio.UnaryUnaryMultiCallable[_host_service_pb2.CancelJobRequest, _host_service_pb2.CancelJobResponse]  # type: ignore[assignment]
     """CancelJob ends a job and waits until it has let go of its files. It
-    succeeds when the job never existed.
+    succeeds when the job never existed, and is refused with INVALID_ARGUMENT /
+    INVALID_FIELD when it belongs to another migration than the fence.
     """
     EnsureBuilt: _aio.UnaryUnaryMultiCallable[_host_service_pb2.EnsureBuiltRequest, _host_service_pb2.EnsureBuiltResponse]  # type: ignore[assignment]
     """EnsureBuilt defines the machine on this host from the received baggage and
@@ -214,8 +228,10 @@ class HostServiceAsyncStub(HostServiceStub):
     """
     EnsureAbsent: _aio.UnaryUnaryMultiCallable[_host_service_pb2.EnsureAbsentRequest, _host_service_pb2.EnsureAbsentResponse]  # type: ignore[assignment]
     """EnsureAbsent removes everything that this migration put on this host:
-    definition, volumes, partial copies, reservations, sessions. It never
-    touches a file that the migration did not create.
+    definition, volumes, partial copies, directories, reservations, sessions. It
+    never touches a file that the migration did not create.
+    FAILED_PRECONDITION / TARGET_LACKS_ROOT when a storage root that holds some
+    of it is missing; what is there is kept on record.
     """
     ForgetMigration: _aio.UnaryUnaryMultiCallable[_host_service_pb2.ForgetMigrationRequest, _host_service_pb2.ForgetMigrationResponse]  # type: ignore[assignment]
     """ForgetMigration drops the small records that a migration left here once it
@@ -325,7 +341,9 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_service_pb2.EnsureUnparkedResponse, _abc.Awaitable[_host_service_pb2.EnsureUnparkedResponse]]:
         """EnsureUnparked puts a parked machine back as it was, powered off. It does
-        nothing when the machine was never parked.
+        nothing when the machine was never parked. NOT_FOUND / PARKED_NOT_FOUND, and
+        nothing is changed, when the machine was parked here and is nowhere to be
+        seen.
         """
 
     @_abc_1.abstractmethod
@@ -335,7 +353,7 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_service_pb2.DiscardParkedResponse, _abc.Awaitable[_host_service_pb2.DiscardParkedResponse]]:
         """DiscardParked deletes the parked copy for good. The caller has made sure
-        that the machine lives elsewhere.
+        that the machine lives elsewhere. NOT_FOUND / PARKED_NOT_FOUND as above.
         """
 
     @_abc_1.abstractmethod
@@ -383,7 +401,10 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _host_service_pb2.SetCopyLimitRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_job_pb2.Job, _abc.Awaitable[_job_pb2.Job]]:
-        """SetCopyLimit changes the bandwidth limit of a running copy."""
+        """SetCopyLimit changes the bandwidth limit of a running copy. NOT_FOUND /
+        JOB_NOT_FOUND when it was never started, INVALID_ARGUMENT / INVALID_FIELD
+        when it belongs to another migration than the fence.
+        """
 
     @_abc_1.abstractmethod
     def CancelJob(
@@ -392,7 +413,8 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_service_pb2.CancelJobResponse, _abc.Awaitable[_host_service_pb2.CancelJobResponse]]:
         """CancelJob ends a job and waits until it has let go of its files. It
-        succeeds when the job never existed.
+        succeeds when the job never existed, and is refused with INVALID_ARGUMENT /
+        INVALID_FIELD when it belongs to another migration than the fence.
         """
 
     @_abc_1.abstractmethod
@@ -432,8 +454,10 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_service_pb2.EnsureAbsentResponse, _abc.Awaitable[_host_service_pb2.EnsureAbsentResponse]]:
         """EnsureAbsent removes everything that this migration put on this host:
-        definition, volumes, partial copies, reservations, sessions. It never
-        touches a file that the migration did not create.
+        definition, volumes, partial copies, directories, reservations, sessions. It
+        never touches a file that the migration did not create.
+        FAILED_PRECONDITION / TARGET_LACKS_ROOT when a storage root that holds some
+        of it is missing; what is there is kept on record.
         """
 
     @_abc_1.abstractmethod

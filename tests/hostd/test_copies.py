@@ -82,7 +82,7 @@ async def test_a_copy_waits_for_its_turn_and_says_so(port: Port) -> None:
     await port.copies.start(port.order("second", 0))
     queued = await port.board.get("second")
     assert (queued.progress.limited_by, queued.progress.total_bytes) == (QUEUED, SIZE)
-    await port.copies.set_limit("first", 0)
+    await port.copies.set_limit(JobOwner("first", "d"), "first", 0)
     for name in ("first", "second"):
         ended = await port.until(name, lambda job: job.state == SUCCEEDED)
         assert ended.receipts[0].size_bytes == SIZE
@@ -93,12 +93,12 @@ async def test_a_limit_is_heeded_by_running_and_waiting_copies(port: Port) -> No
     slow = await port.until("first", lambda job: job.progress.limited_by == "throttle")
     assert slow.progress.limit_bytes_per_second == SLOW
     await port.copies.start(port.order("second", SLOW))
-    told = await port.copies.set_limit("second", 7)
+    told = await port.copies.set_limit(JobOwner("second", "d"), "second", 7)
     assert told.progress.limit_bytes_per_second == 7
     assert (await port.board.get("second")).progress.limit_bytes_per_second == 7
-    await port.copies.set_limit("first", 0)
+    await port.copies.set_limit(JobOwner("first", "d"), "first", 0)
     await port.until("first", lambda job: job.state == SUCCEEDED)
     crawling = await port.until("second", lambda job: job.progress.limited_by == "throttle")
     assert crawling.progress.limit_bytes_per_second == 7
-    await port.copies.set_limit("second", 0)
+    await port.copies.set_limit(JobOwner("second", "d"), "second", 0)
     await port.until("second", lambda job: job.state == SUCCEEDED)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from controlplane.common.reasons import Reason
-from hostd.preflight import FAIL, WARN, Neighbour, TargetFacts, check_target
+from hostd.preflight import check_target
+from hostd.preflight_model import FAIL, WARN, Neighbour, Supplies, TargetFacts
 from hostd.v1 import domain_pb2, preflight_pb2
 from tests.controlplane.machines import GIB, make_domain, make_facts
 
@@ -27,6 +28,9 @@ def outcomes(report: preflight_pb2.PreflightReport, outcome: int) -> list[tuple[
     return [(c.check, c.reason) for c in report.checks if c.outcome == outcome]
 
 
+HostNeeds = domain_pb2.HostNeeds
+
+
 def network(kind: str, source: str) -> list[domain_pb2.NetworkInterface]:
     return [domain_pb2.NetworkInterface(type=kind, source=source, mac_address="52:54:00:0:0:1")]
 
@@ -36,7 +40,8 @@ def test_a_host_that_has_everything_passes() -> None:
     assert outcomes(report, FAIL) == []
     assert {c.check for c in report.checks} == {
         "libvirt", "uuid", "name", "mac", "virt-type", "machine-type", "cpu", "firmware", "tpm",
-        "memory", "vcpus", "bridge", "network", "root", "target-file", "space", "time",
+        "memory", "vcpus", "bridge", "network", "loader", "cpu-pins", "numa", "hugepages",
+        "network-filter", "root", "target-file", "space", "time",
     }  # fmt: skip
     assert all(c.message for c in report.checks)
 
@@ -75,6 +80,48 @@ def test_a_host_that_has_everything_passes() -> None:
             "network",
             Reason.TARGET_LACKS_NETWORK,
         ),
+        (
+            machine(host_needs=HostNeeds(loader_path="/x.fd")),
+            facts(supplies=Supplies(loader_problem="The firmware image /x.fd is not here.")),
+            "loader",
+            Reason.TARGET_LACKS_FIRMWARE,
+        ),
+        (
+            machine(host_needs=HostNeeds(cpus=[0, 8, 9])),
+            facts(supplies=Supplies(cpus=frozenset(range(8)))),
+            "cpu-pins",
+            Reason.TARGET_LACKS_PINNED_CPUS,
+        ),
+        (
+            machine(host_needs=HostNeeds(numa_nodes=[1])),
+            facts(supplies=Supplies(numa_nodes=frozenset({0}))),
+            "numa",
+            Reason.TARGET_LACKS_NUMA_NODE,
+        ),
+        (
+            machine(host_needs=HostNeeds(hugepage_kib=[1 << 20])),
+            facts(supplies=Supplies(hugepages={4: 1 << 20, 2048: 1 << 20})),
+            "hugepages",
+            Reason.TARGET_LACKS_HUGEPAGES,
+        ),
+        (
+            machine(host_needs=HostNeeds(hugepage_kib=[0]), memory_mib=64),
+            facts(supplies=Supplies(hugepages={4: 1 << 20, 2048: 31}, default_hugepage_kib=2048)),
+            "hugepages",
+            Reason.TARGET_LACKS_HUGEPAGES,
+        ),
+        (
+            machine(host_needs=HostNeeds(hugepage_kib=[0])),
+            facts(supplies=Supplies(hugepages={4: 1 << 20})),
+            "hugepages",
+            Reason.TARGET_LACKS_HUGEPAGES,
+        ),
+        (
+            machine(host_needs=HostNeeds(network_filters=["clean-traffic", "own"])),
+            facts(supplies=Supplies(network_filters=frozenset({"clean-traffic"}))),
+            "network-filter",
+            Reason.TARGET_LACKS_NETWORK_FILTER,
+        ),
         (machine(), facts({"roots": []}), "root", Reason.TARGET_LACKS_ROOT),
         (
             machine(),
@@ -104,6 +151,10 @@ def test_what_a_host_lacks_fails_its_own_check_alone(
         (machine(virt_type="qemu"), facts(cpu_fits=False), "cpu"),
         (machine(vcpus=9), facts(), "vcpus"),
         (machine(), facts(clock_synchronised=False), "time"),
+        (machine(host_needs=HostNeeds(cpus=[0])), facts(), "cpu-pins"),
+        (machine(host_needs=HostNeeds(numa_nodes=[0])), facts(), "numa"),
+        (machine(host_needs=HostNeeds(hugepage_kib=[2048])), facts(), "hugepages"),
+        (machine(host_needs=HostNeeds(network_filters=["own"])), facts(), "network-filter"),
     ],
 )
 def test_what_may_do_harm_is_a_warning_and_no_refusal(
@@ -112,6 +163,31 @@ def test_what_may_do_harm_is_a_warning_and_no_refusal(
     report = check_target(incoming, found)
     assert outcomes(report, FAIL) == []
     assert [name for name, _ in outcomes(report, WARN)] == [check]
+
+
+def test_what_the_definition_takes_from_its_host_passes_where_it_is() -> None:
+    needs = HostNeeds(
+        loader_path="/usr/share/x.fd", cpus=[0, 1, 3], numa_nodes=[0], hugepage_kib=[0],
+        network_filters=["own"],
+    )  # fmt: skip
+    supplies = Supplies(
+        cpus=frozenset(range(4)),
+        numa_nodes=frozenset({0}),
+        hugepages={4: 0, 2048: 32},
+        default_hugepage_kib=2048,
+        network_filters=frozenset({"own"}),
+    )
+    report = check_target(machine(host_needs=needs, memory_mib=64), facts(supplies=supplies))
+    assert outcomes(report, FAIL) == outcomes(report, WARN) == []
+    pins = next(check for check in report.checks if check.check == "cpu-pins")
+    assert "0-1, 3" in pins.message
+
+
+def test_a_resize_counts_for_huge_pages() -> None:
+    incoming = machine(host_needs=HostNeeds(hugepage_kib=[2048]), memory_mib=64)
+    incoming.size.memory_mib = 128
+    found = facts(supplies=Supplies(hugepages={2048: 32}))
+    assert ("hugepages", "TARGET_LACKS_HUGEPAGES") in outcomes(check_target(incoming, found), FAIL)
 
 
 def test_disks_that_may_outgrow_the_host_are_a_warning() -> None:

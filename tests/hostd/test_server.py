@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -36,6 +38,7 @@ from hostd.server import SERVICE, Daemon
 from hostd.state import StateError
 from hostd.v1 import fence_pb2, host_service_pb2_grpc
 from hostd.v1 import host_service_pb2 as pb
+from tests.hostd.small_filesystem import filled, small_filesystem
 from tests.support.pki import FLEET, TestPki
 
 if TYPE_CHECKING:
@@ -78,21 +81,24 @@ async def daemon(tmp_path: Path, pki: TestPki) -> AsyncIterator[Daemon]:
 Dial = Callable[[TlsPaths], grpc.aio.Channel]
 
 
+def open_channel(daemon: Daemon, tls: TlsPaths) -> grpc.aio.Channel:
+    return grpc.aio.secure_channel(
+        f"127.0.0.1:{daemon.control_port}",
+        tls.channel_credentials(),
+        options=[("grpc.ssl_target_name_override", host_identity(FLEET, "a").dns_name)],
+    )
+
+
 @pytest.fixture
 async def dial(daemon: Daemon) -> AsyncIterator[Dial]:
     channels: list[grpc.aio.Channel] = []
 
-    def open_channel(tls: TlsPaths) -> grpc.aio.Channel:
-        override = host_identity(FLEET, "a").dns_name
-        channel = grpc.aio.secure_channel(
-            f"127.0.0.1:{daemon.control_port}",
-            tls.channel_credentials(),
-            options=[("grpc.ssl_target_name_override", override)],
-        )
+    def dial_daemon(tls: TlsPaths) -> grpc.aio.Channel:
+        channel = open_channel(daemon, tls)
         channels.append(channel)
         return channel
 
-    yield open_channel
+    yield dial_daemon
     for channel in channels:
         await channel.close()
 
@@ -279,6 +285,8 @@ async def test_forward_calls_out_of_order_are_refused(dial: Dial, pki: TestPki) 
     ]
     for call, reason in expected:
         assert (await told(call)).reason is reason
+    # What was refused left nothing to undo.
+    await calls.EnsureUnparked(pb.EnsureUnparkedRequest(fence=fence), timeout=CALL_SECONDS)
 
 
 async def test_without_libvirt_it_serves_and_says_so(tmp_path: Path, pki: TestPki) -> None:
@@ -296,6 +304,48 @@ async def test_without_libvirt_it_serves_and_says_so(tmp_path: Path, pki: TestPk
         error = await told(stub(channel).GetDomain(pb.GetDomainRequest(domain_uuid=UUID)))
         assert error.reason is Reason.LIBVIRT_UNAVAILABLE
     await daemon.stop()
+
+
+@pytest.mark.lab
+async def test_a_full_state_is_told_as_such_and_ends_with_the_cause(
+    tmp_path: Path, pki: TestPki
+) -> None:
+    with small_filesystem(tmp_path / "state", tmp_path / "state.img") as mounted:
+        daemon = Daemon(configuration(tmp_path, pki))
+        await daemon.start()
+        channel = open_channel(daemon, pki.controlplane())
+        calls = stub(channel)
+
+        def absent(number: int) -> Awaitable[Any]:
+            uuid = f"11111111-1111-1111-1111-{number:012}"
+            fence = fence_pb2.Fence(
+                domain_uuid=uuid, migration_id=UUID, saga_id=UUID, saga_seq=1, generation=1,
+                step="undo",
+            )  # fmt: skip
+            return calls.EnsureAbsent(pb.EnsureAbsentRequest(fence=fence), timeout=CALL_SECONDS)
+
+        with filled(mounted):
+            await asyncio.to_thread(use_up_the_room, daemon)
+
+            async def until_refused() -> None:
+                for number in range(1000):
+                    await absent(number)
+
+            error = await told(until_refused())
+            assert error.reason is Reason.HOST_DISK_FULL
+            assert error.code is grpc.StatusCode.UNAVAILABLE
+            assert str(mounted) in error.message
+        await absent(1000)
+        await channel.close()
+        await daemon.stop()
+
+
+def use_up_the_room(daemon: Daemon) -> None:
+    """Write into the state until the disk takes no more."""
+    with contextlib.suppress(sqlite3.OperationalError):
+        for number in range(10_000):
+            with daemon._state.transaction() as tx:
+                tx.execute(f"CREATE TABLE filler{number} (x INTEGER)")
 
 
 async def test_a_second_daemon_on_the_same_state_refuses(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -222,6 +225,102 @@ def test_a_second_move_of_a_parked_machine_is_refused(fleet: TwoHosts, still_gue
         assert first.id in refused.value.message
         first.saga_seq = 3
         first.undo()
+
+
+@contextmanager
+def renamed(path: Path) -> Iterator[None]:
+    aside = path.rename(path.with_name("away"))
+    yield
+    aside.rename(path)
+
+
+@pytest.mark.parametrize("lost", ["manifest.json", "."])
+def test_a_parked_machine_that_is_nowhere_is_not_called_put_back(
+    fleet: TwoHosts, still_guest: Guest, lost: str
+) -> None:
+    """As when its storage root is not mounted. Nothing is changed until it is there again."""
+    a = fleet["a"]
+    with both_unchanged(fleet):
+        move = Move(a, fleet["b"], still_guest.uuid)
+        move.stop()
+        parked = a.host.path(move.park().manifest_path)
+        with renamed((parked.parent / lost).resolve()), both_unchanged(fleet):
+            for request in (pb.EnsureUnparkedRequest(), pb.DiscardParkedRequest()) * 2:
+                with pytest.raises(DroverError) as refused:
+                    move.call(a, request)
+                assert refused.value.reason is Reason.PARKED_NOT_FOUND
+                assert "manifest.json" in refused.value.message
+                assert "mounted" in refused.value.message
+                assert phase_of(a, move) == "PARKED"
+        move.undo()
+
+
+def test_a_definition_without_its_disks_is_not_called_put_back(
+    fleet: TwoHosts, still_guest: Guest
+) -> None:
+    """Somebody has defined it again from a file, while its disks are who knows where."""
+    a = fleet["a"]
+    xml = a.host.virsh("dumpxml", "--inactive", still_guest.uuid)
+    file = a.host.path("/run/again.xml")
+    with both_unchanged(fleet):
+        move = Move(a, fleet["b"], still_guest.uuid)
+        move.stop()
+        parked = a.host.path(move.park().manifest_path)
+        with renamed(parked.parent.parent):
+            file.write_text(xml)
+            a.host.virsh("define", "/run/again.xml")
+            with both_unchanged(fleet), pytest.raises(DroverError) as refused:
+                move.call(a, pb.EnsureUnparkedRequest())
+            assert refused.value.reason is Reason.PARKED_NOT_FOUND
+            assert phase_of(a, move) == "PARKED"
+            a.host.virsh("undefine", still_guest.uuid)
+            file.unlink()
+        move.undo()
+
+
+def test_a_machine_that_was_parked_in_part_and_is_nowhere_is_not_called_put_back(
+    fleet: TwoHosts, still_guest: Guest
+) -> None:
+    """hostd dies while it parks, and comes back without the storage root."""
+    a = fleet["a"]
+    with both_unchanged(fleet):
+        move = Move(a, fleet["b"], still_guest.uuid)
+        move.stop()
+        parked = a.host.path(move.park().manifest_path)
+        set_phase(a, move, "PARKING")
+        with renamed(parked.parent), both_unchanged(fleet):
+            with pytest.raises(DroverError) as refused:
+                move.call(a, pb.EnsureUnparkedRequest())
+            assert refused.value.reason is Reason.PARKED_NOT_FOUND
+            assert phase_of(a, move) == "PARKING"
+        move.undo()
+
+
+def test_a_machine_put_back_by_hand_is_taken_as_it_is(fleet: TwoHosts, still_guest: Guest) -> None:
+    a = fleet["a"]
+    with both_unchanged(fleet):
+        move = Move(a, fleet["b"], still_guest.uuid)
+        move.stop()
+        inside = Path(move.park().manifest_path)
+        manifest = a.host.path(str(inside))
+        for command in json.loads(manifest.read_text())["how_to_restore"]:
+            if not command.startswith("#"):
+                a.host.run("sh", "-ec", command)
+        a.host.run("rm", "-r", str(inside.parent.parent))
+        move.undo()
+        assert phase_of(a, move) == ""
+
+
+def phase_of(host: HostdHost, move: Move) -> str:
+    """What hostd has on record of its half of the move; empty for nothing."""
+    with closing(sqlite3.connect(host.host.path("/var/lib/drover/hostd.db"))) as state:
+        row = state.execute("SELECT phase FROM source WHERE migration_id=?", (move.id,)).fetchone()
+    return row[0] if row else ""
+
+
+def set_phase(host: HostdHost, move: Move, phase: str) -> None:
+    with closing(sqlite3.connect(host.host.path("/var/lib/drover/hostd.db"))) as state, state:
+        state.execute("UPDATE source SET phase=? WHERE migration_id=?", (phase, move.id))
 
 
 def test_a_disk_replaced_after_it_was_parked_is_not_sent(

@@ -18,6 +18,8 @@ from tests.support.pki import FLEET
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
+STRANGER = "99999999-0000-4000-8000-000000000000"
+
 
 class Copy:
     """One attempt to send a parked machine, with whatever the test gets wrong.
@@ -181,6 +183,35 @@ def test_a_host_of_another_fleet_is_no_sender(
         with both_unchanged(fleet), pytest.raises(DroverError) as refused:
             parked.call(fleet["b"], request)
         assert refused.value.reason is Reason.INVALID_FIELD
+    undone(fleet, parked, still_guest.name)
+
+
+def test_another_moves_copy_is_neither_slowed_nor_cancelled(
+    fleet: TwoHosts, still_guest: Guest, parked: Move
+) -> None:
+    """A fence speaks for the machine that it names, not for whatever job is asked for."""
+    a = fleet["a"]
+    parked.limit_bytes_per_second = 64 << 10
+    job_id = parked.start_copy().job_id
+    strangers = (Move(a, fleet["b"], STRANGER), Move(a, fleet["b"], still_guest.uuid, saga_seq=2))
+    for stranger in strangers:
+        for request in (
+            pb.SetCopyLimitRequest(job_id=job_id, limit_bytes_per_second=1),
+            pb.CancelJobRequest(job_id=job_id),
+        ):
+            with pytest.raises(DroverError) as refused:
+                stranger.call(a, request)
+            assert refused.value.reason is Reason.INVALID_FIELD
+            assert refused.value.subject == "job_id"
+            assert parked.id in refused.value.message
+    assert parked.job().state == job_pb2.Job.STATE_RUNNING
+    # One that has ended is not changed either.
+    parked.saga_seq, parked.limit_bytes_per_second = 3, 0
+    parked.call(a, pb.SetCopyLimitRequest(job_id=job_id, limit_bytes_per_second=0))
+    ended = parked.copy()
+    with pytest.raises(DroverError):
+        Move(a, fleet["b"], STRANGER).call(a, pb.CancelJobRequest(job_id=job_id))
+    assert parked.job() == ended
     undone(fleet, parked, still_guest.name)
 
 

@@ -44,15 +44,15 @@ def define_xml(host: HostdHost, guest: Guest, xml: str) -> Guest:
     return guest
 
 
-def define(host: HostdHost, name: str, devices: str) -> Guest:
-    """Define a machine that is off."""
+def define(host: HostdHost, name: str, devices: str, *, head: str = "", os_: str = "") -> Guest:
+    """Define a machine that is off; `head` and `os_` add to the domain and its <os>."""
     guest = Guest(name, str(uuid.uuid4()))
     return define_xml(
         host,
         guest,
         f"<domain type='qemu'><name>{name}</name><uuid>{guest.uuid}</uuid>"
-        "<memory unit='MiB'>32</memory><vcpu>1</vcpu>"
-        f"<os><type arch='x86_64' machine='q35'>hvm</type></os><devices>{devices}</devices>"
+        f"<memory unit='MiB'>32</memory><vcpu>1</vcpu>{head}"
+        f"<os><type arch='x86_64' machine='q35'>hvm</type>{os_}</os><devices>{devices}</devices>"
         "</domain>",
     )
 

@@ -32,6 +32,7 @@ _RECORDS = {
     "source": "TRUE",
     "target": "TRUE",
     "created_file": "TRUE",
+    "made_directory": "TRUE",
     "job": "TRUE",
     "stop": "state <> 'GUARDED'",
 }

@@ -15,7 +15,8 @@ import pytest
 
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
-from hostd.disks.parking import discard, find_parked, park, unpark
+from hostd.disks.parked import discard, find_parked, unpark
+from hostd.disks.parking import park
 from hostd.disks.roots import StorageRoots
 from hostd.v1 import domain_pb2
 from tests.hostd.guests import MIB, Guest, disk_xml, guest_with_disks, make_disk

@@ -16,7 +16,8 @@ from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from hostd.disks.baggage import pack, unpack
 from hostd.disks.images import virtual_size_bytes
-from hostd.disks.parking import discard, park
+from hostd.disks.parked import discard
+from hostd.disks.parking import park
 from hostd.disks.roots import StorageRoots
 from hostd.libvirt.build import (
     BuildOrder,
@@ -138,16 +139,22 @@ def test_it_starts_with_its_new_host_only_once_it_belongs_there(
     assert starts_with_its_host(guest)
 
 
-def rewritten(order: BuildOrder, change: Callable[[str], str], work: Path) -> BuildOrder:
+def rewritten(
+    order: BuildOrder, change: Callable[[str], str], work: Path, file: str = "domain.xml"
+) -> BuildOrder:
     """The order as a source would send it that changes what was announced."""
     machine = unpack(order.baggage, work / "opened")
-    definition = machine / "domain.xml"
+    definition = machine / file
     changed = change(definition.read_text("utf-8"))
     assert changed != definition.read_text("utf-8")
     definition.write_text(changed, "utf-8")
     return replace(order, baggage=pack(machine, work / "changed"))
 
 
+SHADOW = (
+    "<disk type='file' device='disk'><driver name='qemu' type='raw'/>"
+    "<source file='/etc/shadow'/><target dev='vdz' bus='virtio'/></disk>"
+)
 HOST_DEVICE = (
     "<hostdev mode='subsystem' type='pci'><source>"
     "<address domain='0' bus='0' slot='2' function='0'/></source></hostdev>"
@@ -160,8 +167,10 @@ HOST_DEVICE = (
         (lambda xml: xml.replace("<name>plain</name>", "<name>../../../../tmp/x</name>"), "/tmp/x"),
         (lambda xml: xml.replace("<name>plain</name>", "<name>other</name>"), "announced"),
         (lambda xml: xml.replace("</devices>", HOST_DEVICE + "</devices>"), "passes a device"),
+        (lambda xml: xml.replace("</devices>", SHADOW + "</devices>"), "/etc/shadow"),
+        (lambda xml: xml.replace("</os>", "<nvram template='/etc/shadow'/></os>"), "/etc/shadow"),
     ],
-    ids=["name that leads away", "another name", "device of the target"],
+    ids=["name that leads away", "another name", "device of the target", "disk", "NVRAM template"],
 )
 def test_a_machine_that_was_not_announced_is_refused(
     conn: libvirt.virConnect,
@@ -181,6 +190,68 @@ def test_a_machine_that_was_not_announced_is_refused(
     assert words in caught.value.message
     assert guest.uuid not in virsh("list", "--all", "--uuid")
     assert not Path("/tmp/x_VARS.fd").exists()
+
+
+INTERNAL = "<disk name='vda' snapshot='internal'/>"
+
+
+def replaced(old: str, new: str) -> Callable[[str], str]:
+    return lambda xml: xml.replace(old, new, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (replaced("</devices>", SHADOW + "</devices>"), "/etc/shadow"),
+        (
+            replaced("</devices>", SHADOW.replace("file", "block").replace(
+                "source block", "source dev") + "</devices>"),
+            "/etc/shadow",
+        ),
+        (
+            replaced(INTERNAL, "<disk name='vda' snapshot='external'>"
+                               "<source file='/etc/shadow'/></disk>"),
+            "/etc/shadow",
+        ),
+        (
+            replaced("<memory snapshot='no'/>", "<memory snapshot='external' file='/etc/shadow'/>"),
+            "/etc/shadow",
+        ),
+        (
+            replaced("<target dev='vdb'", "<backingStore type='file'><format type='raw'/><source"
+                     " file='/etc/shadow'/><backingStore/></backingStore><target dev='vdb'"),
+            "/etc/shadow",
+        ),
+        (replaced("</devices>", HOST_DEVICE + "</devices>"), "passes a device"),
+        (replaced("</os>", "<kernel>/etc/shadow</kernel></os>"), "/etc/shadow"),
+        (
+            replaced("</os>", "<loader type='rom'>/etc/shadow</loader></os>"),
+            "firmware image is /etc/shadow",
+        ),
+        (replaced("</os>", "<nvram template='/etc/shadow'/></os>"), "/etc/shadow"),
+    ],
+    ids=["disk", "device", "overlay", "memory", "backing", "host device", "kernel", "loader",
+         "NVRAM template"],
+)  # fmt: skip
+def test_a_snapshot_that_names_what_is_not_the_machines_is_refused(
+    conn: libvirt.virConnect,
+    roots: StorageRoots,
+    state_dir: Path,
+    tmp_path: Path,
+    change: Callable[[str], str],
+    words: str,
+) -> None:
+    """Going back to it would hand a file of this host to the guest."""
+    guest = rich_guest()
+    order = arrive(conn, guest, roots, state_dir)
+    order = rewritten(order, change, tmp_path, "snapshots/0001.xml")
+    with pytest.raises(DroverError) as caught:
+        build_domain(conn, order, roots, state_dir)
+    assert caught.value.reason is Reason.BUILD_FAILED
+    assert words in caught.value.message
+    assert "snapshot two" in caught.value.message
+    assert guest.uuid not in virsh("list", "--all", "--uuid")
+    assert not nvram_of(guest).exists()
 
 
 def test_another_size_and_a_larger_disk(

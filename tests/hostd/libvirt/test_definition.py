@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hostd.libvirt.definition import parse_definition
+from hostd.libvirt.host_needs import parse_set
 
 
 def definition(devices: str = "", os_: str = "", top: str = "") -> str:
@@ -92,3 +93,43 @@ def test_what_moves_with_the_machine_is_no_obstacle() -> None:
     )
     top = "<sysinfo type='smbios'><bios><entry name='vendor'>x</entry></bios></sysinfo>"
     assert parse_definition(definition(devices, top=top)).obstacles == ()
+
+
+def test_what_is_taken_from_the_host_is_read() -> None:
+    top = (
+        "<memoryBacking><hugepages><page size='1' unit='GiB' nodeset='0'/><page size='2048'/>"
+        "</hugepages></memoryBacking>"
+        "<cputune><vcpupin vcpu='0' cpuset='4-7,^6'/><emulatorpin cpuset='1'/>"
+        "<iothreadpin iothread='1' cpuset='9'/></cputune>"
+        "<numatune><memory mode='strict' nodeset='0'/><memnode cellid='0' nodeset='2-3'/>"
+        "</numatune>"
+    )
+    devices = (
+        "<interface type='user'><filterref filter='b'/></interface>"
+        "<interface type='user'><filterref filter='a'/></interface>"
+        "<memory model='dimm'><source><nodemask>5</nodemask></source></memory>"
+    )
+    os_ = "<loader type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>"
+    needs = parse_definition(definition(devices, os_, top)).host_needs
+    assert needs.loader_path == "/usr/share/OVMF/OVMF_CODE.fd"
+    assert list(needs.cpus) == [1, 4, 5, 7, 9]
+    assert list(needs.numa_nodes) == [0, 2, 3, 5]
+    assert list(needs.hugepage_kib) == [2048, 1 << 20]
+    assert list(needs.network_filters) == ["a", "b"]
+    default = "<memoryBacking><hugepages/></memoryBacking>"
+    assert list(parse_definition(definition(top=default)).host_needs.hugepage_kib) == [0]
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [
+        ("", set()),
+        ("0", {0}),
+        ("0-3,^2, 8", {0, 1, 3, 8}),
+        ("3-1", set()),
+        ("x,1,-5,2-,٣", {1}),
+        ("0-99999999999999", set()),
+    ],
+)
+def test_sets_are_read_as_libvirt_writes_them(text: str, numbers: set[int]) -> None:
+    assert parse_set(text) == numbers

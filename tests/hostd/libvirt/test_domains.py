@@ -181,6 +181,20 @@ def test_transient_and_saved_and_external_snapshots(
     assert "transient" in described.obstacles[0]
 
 
+def test_a_snapshot_of_a_disk_that_is_no_longer_the_machines(
+    conn: libvirt.virConnect, roots: StorageRoots
+) -> None:
+    guest = guest_with_disks("changed", 2)
+    virsh("snapshot-create-as", guest.uuid, "before")
+    dom = domains.find(conn, guest.uuid)
+    assert list(domains.describe(dom, roots).obstacles) == []
+    virsh("detach-disk", guest.uuid, "vdb", "--config")
+    (obstacle,) = domains.describe(dom, roots).obstacles
+    assert "Its snapshot before" in obstacle
+    assert str(guest.disks[1]) in obstacle
+    assert "virsh snapshot-delete" in obstacle
+
+
 def test_the_connection_mends_itself(
     connection: LibvirtConnection, on_host: PrivateHost, roots: StorageRoots
 ) -> None:
