@@ -46,13 +46,7 @@ def check_movable(instance: Instance) -> None:
         )
     check_idle(instance)
     check_unlocked(instance)
-    if instance.conflict:
-        raise DroverError(
-            Reason.INSTANCE_CONFLICT,
-            f"{shown} is reported by more than one host: {instance.conflict}.",
-            subject=subject,
-            metadata={"hosts": instance.conflict},
-        )
+    check_no_conflict(instance)
     if instance.vm_state is VmState.MISSING:
         raise DroverError(
             Reason.INSTANCE_MISSING,
@@ -81,6 +75,22 @@ def check_idle(instance: Instance) -> None:
         subject=subject,
         metadata={"migration": instance.migration_id},
     )
+
+
+def check_no_conflict(instance: Instance) -> None:
+    """No host reports the instance that should not have it.
+
+    Raises:
+        DroverError: INSTANCE_CONFLICT.
+    """
+    if instance.conflict:
+        subject = instance_name(instance.uid)
+        raise DroverError(
+            Reason.INSTANCE_CONFLICT,
+            f"{subject} ({instance.name}) is reported by more than one host: {instance.conflict}.",
+            subject=subject,
+            metadata={"hosts": instance.conflict},
+        )
 
 
 def check_unlocked(instance: Instance) -> None:

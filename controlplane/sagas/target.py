@@ -139,6 +139,7 @@ async def ensure_target_absent(ctx: StepContext) -> None:
         )
     try:
         await move.on_target(lambda h: h.EnsureAbsent, hostd.EnsureAbsentRequest(fence=move.fence))
+        await move.note_absence(move.row.target_host)
         await move.forget_on_target()
     except DroverError as error:
         if not gone(error):
@@ -182,6 +183,7 @@ async def undefine_on_target(ctx: StepContext) -> None:
         await move.on_target(
             lambda h: h.EnsureUndefined, hostd.EnsureUndefinedRequest(fence=move.fence)
         )
+        await move.note_absence(move.row.target_host)
     except DroverError as error:
         if not gone(error):
             raise
