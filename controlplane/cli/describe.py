@@ -16,6 +16,11 @@ ENDED: frozenset[Migration.State.ValueType] = frozenset(
 )
 AT_REST = ENDED | {State.STATE_AWAITING_CONFIRM, State.STATE_STUCK}
 
+CANCELLABLE: frozenset[Migration.State.ValueType] = frozenset(
+    {State.STATE_PENDING, State.STATE_PREPARING, State.STATE_PRECOPYING, State.STATE_STOPPING}
+    | {State.STATE_COPYING, State.STATE_FINISHING}
+)
+
 _DOING: dict[Migration.State.ValueType, str] = {
     State.STATE_PENDING: "choosing and claiming a target",
     State.STATE_PREPARING: "the target checks and reserves",
@@ -54,7 +59,7 @@ def copy_words(move: Migration) -> str:
     words = f"{format_bytes(progress.done_bytes)} of {format_bytes(total)}{share}"
     if progress.rate_bytes_per_second:
         words += f", {format_bytes(progress.rate_bytes_per_second)}/s"
-    if progress.HasField("eta_seconds"):
+    if progress.HasField("eta_seconds") and progress.done_bytes < total:
         words += f", {format_seconds(progress.eta_seconds)} left"
     return words
 

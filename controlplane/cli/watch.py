@@ -124,11 +124,11 @@ def follow(
                     break
     except KeyboardInterrupt:
         ident = short(move.name)
+        advice = f"Watch it again:  drover migration watch {ident}"
+        if last.state in describe.CANCELLABLE:
+            advice += f"\nUndo it:         drover migration cancel {ident}"
         raise CliError(
-            "Stopped watching. The move goes on.",
-            exit_code=errors.INTERRUPTED,
-            advice=f"Watch it again:  drover migration watch {ident}\n"
-            f"Undo it:         drover migration cancel {ident}",
+            "Stopped watching. The move goes on.", exit_code=errors.INTERRUPTED, advice=advice
         ) from None
     return last
 

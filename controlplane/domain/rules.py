@@ -322,13 +322,13 @@ def check_may_cancel(migration: Migration) -> None:
     """The move is on its way forward, or being undone already.
 
     Raises:
-        DroverError: CANCEL_TOO_LATE once the guest lives on the target,
-            MIGRATION_STATE for any other state.
+        DroverError: CANCEL_TOO_LATE once the guest lives on the target and can
+            be reverted, MIGRATION_STATE for any other state.
     """
     if migration.state in CANCELLABLE_STATES or is_being_cancelled(migration):
         return
-    late = {MigrationState.AWAITING_CONFIRM, MigrationState.CONFIRMING, MigrationState.CONFIRMED}
-    reason = Reason.CANCEL_TOO_LATE if migration.state in late else Reason.MIGRATION_STATE
+    waits = migration.state is MigrationState.AWAITING_CONFIRM
+    reason = Reason.CANCEL_TOO_LATE if waits else Reason.MIGRATION_STATE
     raise _wrong_state(reason, migration, "cancelled")
 
 

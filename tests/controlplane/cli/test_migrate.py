@@ -244,6 +244,24 @@ async def test_ctrl_c_stops_watching_and_not_the_move(api: RecordedApi) -> None:
     assert api.script.requests("CancelMigration") == []
 
 
+async def test_what_cannot_be_cancelled_is_not_offered_a_cancel(api: RecordedApi) -> None:
+    confirming = make_move(Migration.STATE_CONFIRMING)
+    api.script.moves = [MOVED]
+    api.script.streams = [[confirming, None]]
+
+    process = await api.spawn("migration", "confirm", MOVE)
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        while b"CONFIRMING" not in await process.stderr.readline():
+            pass
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(process.communicate(), 20)
+
+    assert process.returncode == 130
+    assert f"drover migration watch {MOVE}" in err.decode()
+    assert "cancel" not in err.decode()
+
+
 async def test_terminal_gets_a_live_bar(api: RecordedApi) -> None:
     api.script.moves = [make_move(Migration.STATE_PENDING)]
     api.script.streams = [[COPYING, 1.0, MOVED]]

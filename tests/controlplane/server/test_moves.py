@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
-from controlplane.cli.main import cli
+from controlplane.cli.root import cli
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from controlplane.common.rpc import TlsPaths
