@@ -62,6 +62,8 @@ def changes(
             for move in stream:
                 if away:
                     note("The control plane is back.")
+                if last is not None and not move.placement.verdicts:
+                    move.placement.verdicts.extend(last.placement.verdicts)
                 pause_seconds, away, last = 0.2, False, move
                 yield move
             if _is_rest(last, until_final=until_final):

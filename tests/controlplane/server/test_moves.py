@@ -118,6 +118,15 @@ async def test_move_and_confirm(lab: Lab) -> None:
     assert await lab.usage() == {"hosts/a": (0, 0), "hosts/b": (2, 0)}
 
 
+async def test_a_watcher_is_told_of_every_step_at_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.api.watch.POLL_SECONDS", 3600.0)
+    shown = await lab.drover("migrate", "web1")
+    assert shown.exit_code == 0
+    assert "AWAITING_CONFIRM" in shown.stderr
+
+
 async def test_move_and_revert(lab: Lab) -> None:
     await lab.succeed("migrate", "web1", "--host", "b")
     out = await lab.succeed("migration", "revert", "web1", "--yes")
