@@ -366,7 +366,9 @@ class MigrationOptions(_message.Message):
 
     @_builtins.property
     def confirm_after(self) -> _duration_pb2.Duration:
-        """Window of CONFIRM_POLICY_AFTER; at least 1 s. Required for it."""
+        """Window of CONFIRM_POLICY_AFTER, 1 s to 10 years. Required for it; refused with
+        any other policy.
+        """
 
     def __init__(
         self,

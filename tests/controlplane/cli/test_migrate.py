@@ -89,7 +89,15 @@ async def test_left_out_options_stay_the_fleets(api: RecordedApi) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--confirm", "maybe"), ("--limit", "fast"), ("--shutdown-timeout", "soon"), ("--bogus",)],
+    [
+        ("--confirm", "maybe"),
+        ("--confirm", "999999999d"),
+        ("--limit", "fast"),
+        ("--limit", "9999999999999P"),
+        ("--shutdown-timeout", "soon"),
+        ("--request-id", "again"),
+        ("--bogus",),
+    ],
 )
 async def test_wrong_values_are_wrong_usage_and_ask_nothing(
     api: RecordedApi, arguments: tuple[str, ...]
