@@ -37,6 +37,18 @@ def test_named_files_exist(page: Path) -> None:
     assert [name for name in files if not (ROOT / name).exists()] == []
 
 
+def test_pages_named_in_the_code_exist() -> None:
+    named = {
+        name
+        for room in ROOMS
+        for source in (ROOT / room).rglob("*")
+        if source.suffix in (".proto", ".py", ".rs") and "target" not in source.parts
+        for name in re.findall(r"docs/[\w/-]+\.md", source.read_text())
+    }
+    assert "docs/sagas.md" in named
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
 def test_ten_files_lead_from_the_call_to_the_bytes() -> None:
     text = (ROOT / "docs/architecture.md").read_text()
     rows = re.findall(r"^\| (\d+) \| `([^`]+)` \|", text, flags=re.MULTILINE)

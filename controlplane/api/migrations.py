@@ -134,8 +134,15 @@ class MigrationServicer(MigrationServiceServicer):
             parse_migration(request.name),
             until_final=request.until_final,
         )
+        shown: migration_pb2.Placement | None = None
         async for move in changes:
-            yield migration_to_proto(move)
+            answer = migration_to_proto(move)
+            if answer.placement == shown:
+                answer.placement.ClearField("verdicts")
+            else:
+                shown = migration_pb2.Placement()
+                shown.CopyFrom(answer.placement)
+            yield answer
 
     async def ConfirmMigration(
         self, request: pb.ConfirmMigrationRequest, context: Context

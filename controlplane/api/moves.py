@@ -78,10 +78,12 @@ def confirm(tx: Connection, services: Services, move: Migration, *, by: str) -> 
     """Have the source copy deleted.
 
     Raises:
-        DroverError: MIGRATION_STATE, INSTANCE_BUSY, or HOST_DEAD: refused while a
-            host does not answer, rather than begun and left waiting.
+        DroverError: MIGRATION_STATE, INSTANCE_BUSY, INSTANCE_CONFLICT when somebody
+            has defined the machine on its source again, or HOST_DEAD: refused while
+            a host does not answer, rather than begun and left waiting.
     """
     rules.check_may_confirm(move)
+    rules.check_no_conflict(instances.get(tx, move.instance_uid))
     _check_ends_answer(tx, services, move)
     move = migrations.update(tx, move.id, state=MigrationState.CONFIRMING, error=None)
     instances.update(tx, move.instance_uid, task_state=TaskState.RESIZE_CONFIRMING)

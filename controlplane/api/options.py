@@ -61,7 +61,7 @@ def _resolve_confirm(options: MigrationOptions, defaults: MigrationOptions) -> N
     if not options.HasField("confirm_after"):
         raise invalid_field("options.confirm_after", "", "set for CONFIRM_POLICY_AFTER")
     _check_seconds(
-        "options.confirm_after", options.confirm_after, _LONGEST_WINDOW_SECONDS, "at least 1 s"
+        "options.confirm_after", options.confirm_after, _LONGEST_WINDOW_SECONDS, "1 s to 10 years"
     )
 
 

@@ -1,15 +1,19 @@
 """Following a move: its present state first, then every change, until it rests.
 
 The row in the database is the truth, also when another replica changes it; it
-is looked at every half second. A notice inside this process only shortens the
-wait. Nothing is registered while a message is on its way to the client, so one
-that goes away in mid-stream leaves nothing behind.
+is looked at every half second. A notice inside this process, as from its runner
+after each event, only shortens the wait. Changes that follow each other faster
+than the row is read come as one; the history has them all.
+
+Nothing is registered while a message is on its way to the client, so one that
+goes away in mid-stream leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager, suppress
 
 from controlplane.domain.model import Migration
 from controlplane.domain.states import FINAL_STATES, RESTING_STATES
@@ -35,15 +39,13 @@ class Notifier:
         for event in self._waiting.get(migration_id, ()):
             event.set()
 
-    async def wait(self, migration_id: str, timeout_seconds: float) -> None:
-        """Return when the move has changed or the time is over."""
+    @contextmanager
+    def listening(self, migration_id: str) -> Iterator[asyncio.Event]:
+        """An event that is set when the move changes within the block."""
         event = asyncio.Event()
         self._waiting.setdefault(migration_id, set()).add(event)
         try:
-            async with asyncio.timeout(timeout_seconds):
-                await event.wait()
-        except TimeoutError:
-            pass
+            yield event
         finally:
             events = self._waiting[migration_id]
             events.discard(event)
@@ -66,16 +68,22 @@ async def follow(
         DroverError: MIGRATION_NOT_FOUND.
     """
     ends = FINAL_STATES if until_final else RESTING_STATES
-    shown = await database.run(lambda tx: migrations.get(tx, migration_id))
     while True:
+        shown = await database.run(lambda tx: migrations.get(tx, migration_id))
         yield shown
         if shown.state in ends:
             return
-        generation = shown.generation
-        while generation == shown.generation:
-            await notifier.wait(migration_id, POLL_SECONDS)
-            found = await database.run(lambda tx: migrations.generation_of(tx, migration_id))
-            if found is None:
+        await _change(database, notifier, shown)
+
+
+async def _change(database: Runner, notifier: Notifier, shown: Migration) -> None:
+    """Return once the move is no longer as it was shown."""
+    while True:
+        # Listen first: what changes after the look must not be slept through.
+        with notifier.listening(shown.id) as woken:
+            generation = await database.run(lambda tx: migrations.generation_of(tx, shown.id))
+            if generation != shown.generation:
                 return
-            generation = found
-        shown = await database.run(lambda tx: migrations.get(tx, migration_id))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(POLL_SECONDS):
+                    await woken.wait()

@@ -26,7 +26,7 @@ def _starting(names: Iterable[str], incomplete: str) -> list[str]:
 def _session(ctx: click.Context) -> Session | None:
     # While completing, click parses the command line without running the group,
     # which is what makes the session; so it is made here.
-    from controlplane.cli.main import session_of
+    from controlplane.cli.root import session_of
 
     root = ctx.find_root()
     return session_of(root)

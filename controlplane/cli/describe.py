@@ -17,6 +17,11 @@ ENDED: frozenset[Migration.State.ValueType] = frozenset(
 )
 AT_REST = ENDED | {State.STATE_AWAITING_CONFIRM, State.STATE_STUCK}
 
+CANCELLABLE: frozenset[Migration.State.ValueType] = frozenset(
+    {State.STATE_PENDING, State.STATE_PREPARING, State.STATE_PRECOPYING, State.STATE_STOPPING}
+    | {State.STATE_COPYING, State.STATE_FINISHING}
+)
+
 _DOING: dict[Migration.State.ValueType, str] = {
     State.STATE_PENDING: "choosing and claiming a target",
     State.STATE_PREPARING: "the target checks and reserves",
@@ -59,8 +64,9 @@ def copy_words(move: Migration) -> str:
     if progress.rate_bytes_per_second:
         words += f", {format_bytes(progress.rate_bytes_per_second)}/s"
     left = time_left(progress)
-    words += f", {left} left" if left else ""
-    return words + (f", {limiting(progress)}" if progress.limited_by else "")
+    words += f", {left} left" if left and progress.done_bytes < total else ""
+    copying = progress.limited_by and move.state not in AT_REST
+    return words + (f", {limiting(progress)}" if copying else "")
 
 
 def time_left(progress: CopyProgress) -> str:

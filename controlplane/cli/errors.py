@@ -93,7 +93,8 @@ class CliError(click.ClickException):
         """Print it on standard error."""
         stream = file or sys.stderr
         red = click.style("error:", fg="red", bold=True) if stream.isatty() else "error:"
-        click.echo(f"{red} {visible(self.message)}", file=stream)
+        symbol = f" [{self.reason.name}]" if self.reason else ""
+        click.echo(f"{red} {visible(self.message)}{symbol}", file=stream)
         for line in self.details:
             click.echo(f"  {visible(line)}", file=stream)
         if self.advice:

@@ -52,7 +52,7 @@ def _row(flavor: Flavor) -> tuple[str, ...]:
 
 @flavor.command("create")
 @click.argument("name")
-@click.option("--vcpus", type=click.IntRange(1), required=True, help="Virtual CPUs.")
+@click.option("--vcpus", type=click.IntRange(1, 1024), required=True, help="Virtual CPUs.")
 @click.option(
     "--memory",
     type=SizeType(bare_unit=_MIB),

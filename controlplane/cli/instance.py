@@ -46,7 +46,7 @@ def _row(instance: Instance) -> tuple[str, ...]:
     return (
         instance.display_name,
         short(instance.host),
-        _vm_state(instance),
+        _vm_state(instance) + (" (conflict)" if instance.conflict else ""),
         _task_state(instance),
         enum_word(PowerState.Name(instance.power_state), "POWER_STATE_").lower(),
         str(instance.vcpus),
@@ -100,7 +100,7 @@ def _details(instance: Instance) -> list[tuple[str, str]]:
         ),
         ("Move", short(instance.migration) if instance.migration else ""),
         ("Locked", locked),
-        ("Conflict", f"also on {instance.conflict}" if instance.conflict else ""),
+        ("Conflict", f"reported by {instance.conflict}" if instance.conflict else ""),
         ("Cannot move", "\n".join(instance.obstacles)),
         ("Adopted", format_time(instance.create_time)),
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import click
 
 from controlplane.cli import complete, describe, errors, watch
@@ -85,7 +87,7 @@ class ConfirmType(click.ParamType[ConfirmChoice]):
     "--shutdown-timeout", type=DurationType(), help="How long it may take to stop, e.g. 90s."
 )
 @click.option("--limit", type=RateType(), default=0, help="Most bytes per second: 100M, 50Mi.")
-@click.option("--request-id", metavar="UUID", default="", help="Makes the command repeatable.")
+@click.option("--request-id", type=click.UUID, help="Makes the command repeatable.")
 @output_option
 @pass_session
 def migrate(
@@ -99,7 +101,7 @@ def migrate(
     shutdown: str | None,
     shutdown_timeout: float | None,
     limit: int,
-    request_id: str,
+    request_id: uuid.UUID | None,
     output: Format,
 ) -> None:
     """Move INSTANCE to another host, or resize it.
@@ -117,7 +119,7 @@ def migrate(
         flavor=flavor_name(flavor) if flavor else "",
         options=_options(confirm, shutdown, shutdown_timeout, limit),
         validate_only=dry_run,
-        request_id=request_id or new_request_id(),
+        request_id=str(request_id or new_request_id()),
     )
     move = _create(session, request)
     if dry_run:

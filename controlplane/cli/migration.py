@@ -184,11 +184,13 @@ def revert_migration(session: Session, move: str, yes: bool, wait: bool, output:
     """
     found = find_migration(session, move)
     name, target = found.instance_display_name, short(found.target_host)
-    confirm_or_refuse(
-        yes,
-        f"Everything that {name} has written on {target} since it moved is dropped.\n"
-        f"It comes back on {short(found.source_host)} as it was when it was stopped there.",
-    )
+    if found.state == Migration.STATE_AWAITING_CONFIRM:
+        # In any other state nothing would be lost: the request is refused.
+        confirm_or_refuse(
+            yes,
+            f"Everything that {name} has written on {target} since it moved is dropped.\n"
+            f"It comes back on {short(found.source_host)} as it was when it was stopped there.",
+        )
     started = session.call(
         session.migrations.RevertMigration,
         service.RevertMigrationRequest(

@@ -14,7 +14,8 @@ import click
 import grpc
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from controlplane.cli import errors
 from controlplane.cli.errors import CliError
@@ -28,6 +29,11 @@ from controlplane.v1.migration_service_pb2_grpc import MigrationServiceStub
 CALL_TIMEOUT_SECONDS = 60.0
 PATIENCE_SECONDS = 6.0
 SYSTEM_CONFIG = Path("/etc/drover/cli.toml")
+_FILES_ADVICE = (
+    "The files are named in the configuration, or by DROVER_CA, DROVER_CERT and DROVER_KEY.\n"
+    "An administrator's key is readable by root only; ask for a certificate of your own "
+    "(`drover cert issue`)."
+)
 # How gRPC says that the other side took the connection and then closed it.
 _CLOSED_ON_US = ("socket closed", "connection reset", "handshake", "broken pipe")
 
@@ -95,6 +101,11 @@ def read_config(path: Path | None, overrides: CliConfig, environ: Mapping[str, s
             "copy of its cli.toml,\nor set "
             + ", ".join(f"DROVER_{name.upper()}" for name in missing)
             + ".",
+        )
+    if ":" not in config.server:
+        raise CliError(
+            f"server is {config.server!r}; it has to be HOST:PORT, as in 10.0.0.5:7440.",
+            exit_code=errors.USAGE,
         )
     return config
 
@@ -241,15 +252,29 @@ def open_channel(config: CliConfig) -> grpc.Channel:
         options.append(("grpc.ssl_target_name_override", config.server_name))
     try:
         credentials = TlsPaths(config.cert, config.key, config.ca).channel_credentials()
+        _check_pair(config.cert, config.key)
     except OSError as error:
         raise CliError(
-            f"{error.filename}: {error.strerror}.",
-            exit_code=errors.USAGE,
-            advice="The files are named in the configuration, or by DROVER_CA, DROVER_CERT and "
-            "DROVER_KEY.\nAn administrator's key is readable by root only; ask for a certificate "
-            "of your own (`drover cert issue`).",
+            f"{error.filename}: {error.strerror}.", exit_code=errors.USAGE, advice=_FILES_ADVICE
         ) from error
     return grpc.secure_channel(config.server, credentials, options)
+
+
+def _check_pair(cert: Path, key: Path) -> None:
+    """A key that does not fit would only show as a server that cannot be reached."""
+    try:
+        certified = x509.load_pem_x509_certificate(cert.read_bytes()).public_key()
+        own = load_pem_private_key(key.read_bytes(), None).public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise CliError(
+            f"{cert} or {key} is not a certificate or a private key in PEM form: {error}",
+            exit_code=errors.USAGE,
+            advice=_FILES_ADVICE,
+        ) from error
+    if own != certified:
+        raise CliError(
+            f"{key} is not the private key of {cert}.", exit_code=errors.USAGE, advice=_FILES_ADVICE
+        )
 
 
 def new_request_id() -> str:

@@ -12,6 +12,8 @@ _BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1
 _DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15}
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?)\s*(?P<unit>[KMGTP]?)(?P<binary>i?)B?", re.IGNORECASE)
 _DURATION = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>s|m|h|d)?")
+_MOST_BYTES = 2**63 - 1
+_LONGEST_SECONDS = 10 * 365 * 86_400
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
@@ -27,10 +29,11 @@ class RateType(click.ParamType[int]):
         if isinstance(value, int):
             return value
         match = _SIZE.fullmatch(str(value).removesuffix("/s"))
-        if match is None:
+        units = _BINARY if match and match["binary"] else _DECIMAL
+        rate = _bytes(match, units[match["unit"].upper()]) if match else None
+        if rate is None:
             self.fail(f"{value!r} is not a rate such as 100M or 12.5Mi (bytes per second)")
-        units = _BINARY if match["binary"] else _DECIMAL
-        return round(float(match["number"]) * units[match["unit"].upper()])
+        return rate
 
 
 class LimitType(RateType):
@@ -64,10 +67,17 @@ class SizeType(click.ParamType[int]):
         if isinstance(value, int):
             return value
         match = _SIZE.fullmatch(str(value))
-        if match is None:
+        unit = _BINARY[match["unit"].upper()] if match and match["unit"] else self._bare_unit
+        size = _bytes(match, unit) if match else None
+        if size is None:
             self.fail(f"{value!r} is not a size such as 512M or 20G")
-        unit = _BINARY[match["unit"].upper()] if match["unit"] else self._bare_unit
-        return round(float(match["number"]) * unit)
+        return size
+
+
+def _bytes(match: re.Match[str], unit: int) -> int | None:
+    """None when there are more than a file can have."""
+    number = float(match["number"]) * unit
+    return round(number) if number <= _MOST_BYTES else None
 
 
 class DurationType(click.ParamType[float]):
@@ -83,16 +93,17 @@ class DurationType(click.ParamType[float]):
             return float(value)
         seconds = parse_duration(str(value))
         if seconds is None:
-            self.fail(f"{value!r} is not a duration such as 90s, 30m, 12h or 2d")
+            self.fail(f"{value!r} is not a duration such as 90s, 30m, 12h or 2d, up to 10 years")
         return seconds
 
 
 def parse_duration(text: str) -> float | None:
-    """Seconds of a duration such as 30m; None when it is not one."""
+    """Seconds of a duration such as 30m; None when it is not one, or over 10 years."""
     match = _DURATION.fullmatch(text)
     if match is None:
         return None
-    return float(match["number"]) * _SECONDS[match["unit"] or "s"]
+    seconds = float(match["number"]) * _SECONDS[match["unit"] or "s"]
+    return seconds if seconds <= _LONGEST_SECONDS else None
 
 
 def format_bytes(size_bytes: float) -> str:

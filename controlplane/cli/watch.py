@@ -62,6 +62,8 @@ def changes(
             for move in stream:
                 if away:
                     note("The control plane is back.")
+                if last is not None and not move.placement.verdicts:
+                    move.placement.verdicts.extend(last.placement.verdicts)
                 pause_seconds, away, last = 0.2, False, move
                 yield move
             if _is_rest(last, until_final=until_final):
@@ -124,11 +126,11 @@ def follow(
                     break
     except KeyboardInterrupt:
         ident = short(move.name)
+        advice = f"Watch it again:  drover migration watch {ident}"
+        if last.state in describe.CANCELLABLE:
+            advice += f"\nUndo it:         drover migration cancel {ident}"
         raise CliError(
-            "Stopped watching. The move goes on.",
-            exit_code=errors.INTERRUPTED,
-            advice=f"Watch it again:  drover migration watch {ident}\n"
-            f"Undo it:         drover migration cancel {ident}",
+            "Stopped watching. The move goes on.", exit_code=errors.INTERRUPTED, advice=advice
         ) from None
     return last
 

@@ -130,7 +130,7 @@ class Reason(Enum):
 
     # --- moves
     MIGRATION_STATE = _state("See `drover migration show` for what can be done now.")
-    CANCEL_TOO_LATE = _state("Let it finish; then revert it.")
+    CANCEL_TOO_LATE = _state("Revert it: `drover migration revert`.")
     CANCELLED = _state("The move was cancelled; start a new one to move the machine.")
     SHUTDOWN_TIMEOUT = _state("Allow force, give it more time, or stop it from inside.")
     DIGEST_MISMATCH = _state("Nothing was lost. Check memory and disks of both hosts; move again.")

@@ -33,14 +33,22 @@ class LiveMove:
     """A move that has not ended.
 
     Attributes:
-        migration_id: Its id.
-        hosts: Its source and target; both may report the machine.
+        source: Host that the machine leaves.
+        target: Host that it goes to; empty until one is claimed.
+        parked: True while the source has the machine parked. It has no
+            definition of it then, unless somebody made one by hand.
         waiting: True while it awaits confirm: the guest then lives on its owner.
     """
 
-    migration_id: str
-    hosts: frozenset[str]
+    source: str
+    target: str
+    parked: bool
     waiting: bool
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Hosts that may report the machine."""
+        return frozenset({self.target} if self.parked else {self.source, self.target} - {""})
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,8 @@ def _conflict(instance: Instance, present: Mapping[str, Sighting], move: LiveMov
     if move is None and instance.host not in present and len(outsiders) == 1:
         # Not a duplicate: it was taken elsewhere by hand, and is MISSING here.
         return ""
-    return _hosts_text({*outsiders, instance.host})
+    owner = instance.host if instance.host in entitled else next(iter(entitled))
+    return _hosts_text({*outsiders, owner})
 
 
 def _report_changes(

@@ -47,13 +47,7 @@ def check_movable(instance: Instance) -> None:
         )
     check_idle(instance)
     check_unlocked(instance)
-    if instance.conflict:
-        raise DroverError(
-            Reason.INSTANCE_CONFLICT,
-            f"{shown} is reported by more than one host: {instance.conflict}.",
-            subject=subject,
-            metadata={"hosts": instance.conflict},
-        )
+    check_no_conflict(instance)
     if instance.vm_state is VmState.MISSING:
         raise DroverError(
             Reason.INSTANCE_MISSING,
@@ -82,6 +76,22 @@ def check_idle(instance: Instance) -> None:
         subject=subject,
         metadata={"migration": instance.migration_id},
     )
+
+
+def check_no_conflict(instance: Instance) -> None:
+    """No host reports the instance that should not have it.
+
+    Raises:
+        DroverError: INSTANCE_CONFLICT.
+    """
+    if instance.conflict:
+        subject = instance_name(instance.uid)
+        raise DroverError(
+            Reason.INSTANCE_CONFLICT,
+            f"{subject} ({instance.name}) is reported by more than one host: {instance.conflict}.",
+            subject=subject,
+            metadata={"hosts": instance.conflict},
+        )
 
 
 def check_unlocked(instance: Instance) -> None:
@@ -313,13 +323,13 @@ def check_may_cancel(migration: Migration) -> None:
     """The move is on its way forward, or being undone already.
 
     Raises:
-        DroverError: CANCEL_TOO_LATE once the guest lives on the target,
-            MIGRATION_STATE for any other state.
+        DroverError: CANCEL_TOO_LATE once the guest lives on the target and can
+            be reverted, MIGRATION_STATE for any other state.
     """
     if migration.state in CANCELLABLE_STATES or is_being_cancelled(migration):
         return
-    late = {MigrationState.AWAITING_CONFIRM, MigrationState.CONFIRMING, MigrationState.CONFIRMED}
-    reason = Reason.CANCEL_TOO_LATE if migration.state in late else Reason.MIGRATION_STATE
+    waits = migration.state is MigrationState.AWAITING_CONFIRM
+    reason = Reason.CANCEL_TOO_LATE if waits else Reason.MIGRATION_STATE
     raise _wrong_state(reason, migration, "cancelled")
 
 

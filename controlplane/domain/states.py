@@ -182,6 +182,16 @@ CANCELLABLE_STATES = frozenset(
 BEFORE_COPIED_STATES = CANCELLABLE_STATES - {MigrationState.FINISHING}
 """Some of the disks may still have to be copied."""
 
+PARKED_STATES = frozenset(
+    {
+        MigrationState.COPYING,
+        MigrationState.FINISHING,
+        MigrationState.AWAITING_CONFIRM,
+        MigrationState.CONFIRMING,
+    }
+)
+"""The source has parked the machine and has not been told to take it back: it defines none."""
+
 MOVABLE_POWER_STATES = frozenset({PowerState.RUNNING, PowerState.SHUTOFF})
 
 _VM_STATE_OF_POWER: dict[PowerState, VmState] = {

@@ -103,6 +103,7 @@ class InventoryPoller:
         Returns:
             True when it answered.
         """
+        asked = self._clock()
         try:
             inventory = await self._clients.call(
                 name,
@@ -116,14 +117,17 @@ class InventoryPoller:
         except DroverError as refusal:
             await self._record_failure(name, refusal)
             return False
-        await self._database.run(lambda tx: self._apply(tx, name, inventory))
+        await self._database.run(lambda tx: self._apply(tx, name, inventory, asked))
         return True
 
-    def _apply(self, tx: Connection, name: str, inventory: host_pb2.Inventory) -> None:
+    def _apply(
+        self, tx: Connection, name: str, inventory: host_pb2.Inventory, asked: datetime
+    ) -> None:
         apply_report(
             tx,
             name,
             inventory,
+            asked=asked,
             now=self._clock(),
             missing_after_seconds=self._settings.dead_after_seconds,
         )

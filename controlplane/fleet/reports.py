@@ -21,7 +21,7 @@ from controlplane.domain.adoption import (
     reconcile,
 )
 from controlplane.domain.model import DEFAULT_PROJECT, Migration, Size
-from controlplane.domain.states import HostState, MigrationState
+from controlplane.domain.states import PARKED_STATES, HostState, MigrationState
 from controlplane.store import claims, hosts, instances, migrations, sightings
 from hostd.v1 import host_pb2
 
@@ -33,10 +33,11 @@ def apply_report(
     host: str,
     inventory: host_pb2.Inventory,
     *,
+    asked: datetime,
     now: datetime,
     missing_after_seconds: float,
 ) -> None:
-    """Take over a report that came in at `now`.
+    """Take over a report that the host was asked for at `asked` and that came in at `now`.
 
     Nothing is taken over from a host that has been declared gone meanwhile.
     """
@@ -55,7 +56,7 @@ def apply_report(
             host=host,
             count=len(inventory.domains) - len(domains),
         )
-    touched = sightings.replace(tx, host, domains, now, forget_before)
+    touched = sightings.replace(tx, host, domains, now, forget_before, asked=asked)
     touched |= instances.uids_on(tx, host)
     reconcile_uuids(tx, touched, now=now, missing_after_seconds=missing_after_seconds)
 
@@ -111,7 +112,8 @@ def _carry_out(tx: Connection, decision: Adoption | Change | None) -> None:
 
 def _live_move(move: Migration) -> LiveMove:
     return LiveMove(
-        migration_id=move.id,
-        hosts=frozenset({move.source_host, move.target_host} - {""}),
+        source=move.source_host,
+        target=move.target_host,
+        parked=move.state in PARKED_STATES,
         waiting=move.state is MigrationState.AWAITING_CONFIRM,
     )

@@ -17,6 +17,8 @@ from controlplane.saga.testing import CrashPoints
 
 log = structlog.stdlib.get_logger(__name__)
 T = TypeVar("T")
+Listener = Callable[[SagaView], None]
+"""Told of a saga after each of its events, in the process that conducts it; must not block."""
 
 
 class CancelledFirst(Exception):
@@ -38,6 +40,7 @@ class Conduct:
         store: SagaStore,
         resources: Any,
         crash: CrashPoints,
+        tell: Listener,
     ) -> None:
         self.saga = saga
         self.view = view
@@ -50,6 +53,7 @@ class Conduct:
         self._transactions = transactions
         self._store = store
         self._crash = crash
+        self._tell = tell
 
     def context(self, step: Step) -> Context:
         """What a step is handed."""
@@ -170,6 +174,7 @@ class Conduct:
         self.attempt = max(1, self.view.attempt)
         self.cancel_requested = self.view.cancel_requested
         apply(self.status, self.view.events[-1])
+        self._tell(self.view)
 
 
 def _tell(event: Event) -> None:

@@ -24,7 +24,7 @@ from sqlalchemy.exc import DBAPIError
 
 from controlplane.common.errors import DroverError, Transient
 from controlplane.common.reasons import Reason
-from controlplane.saga.context import CancelledFirst, Conduct
+from controlplane.saga.context import CancelledFirst, Conduct, Listener
 from controlplane.saga.definition import LostLease, Saga, Step, StepFailed, StepKind, Wait, encode
 from controlplane.saga.leases import Held, Leases
 from controlplane.saga.log import CLAIMABLE_STATES, EventKind, SagaState
@@ -104,6 +104,7 @@ class Runner:
         resources: Handed to every step.
         config: How it behaves.
         crash_points: Fault injection of the tests; does nothing by default.
+        tell: Told of each event after it was committed.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Runner:
         resources: Any,
         config: RunnerConfig | None = None,
         crash_points: CrashPoints = no_crash,
+        tell: Listener = lambda _: None,
     ) -> None:
         self.config = config or RunnerConfig()
         self.stats = Stats()
@@ -123,6 +125,7 @@ class Runner:
         self._sagas = {(saga.kind, saga.version): saga for saga in sagas}
         self._resources = resources
         self._crash = crash_points
+        self._tell = tell
         self._leases = Leases(
             transactions,
             store,
@@ -216,9 +219,8 @@ class Runner:
         try:
             view = await self._transactions.run(lambda tx: self._store.read(tx, lease.saga_id))
             saga = self._sagas[view.kind, view.version]
-            conduct = Conduct(
-                saga, view, lease, self._transactions, self._store, self._resources, self._crash
-            )
+            within = (self._transactions, self._store, self._resources, self._crash, self._tell)
+            conduct = Conduct(saga, view, lease, *within)
             structlog.contextvars.bind_contextvars(
                 saga=lease.saga_id, saga_kind=view.kind, **saga.labels(view)
             )

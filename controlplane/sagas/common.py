@@ -15,7 +15,7 @@ from controlplane.domain.model import Migration
 from controlplane.domain.names import instance_name
 from controlplane.saga.definition import StepContext, Wait
 from controlplane.sagas.resources import MoveResources
-from controlplane.store import migrations
+from controlplane.store import migrations, sightings
 from hostd.v1 import domain_pb2, fence_pb2
 from hostd.v1 import host_service_pb2 as hostd
 
@@ -146,6 +146,11 @@ class Move:
                 subject=subject,
                 metadata={"host": host},
             )
+
+    async def note_absence(self, host: str) -> None:
+        """Note that a host has just said that it does not define the machine any more."""
+        uid = self.row.instance_uid
+        await self.context.transaction(lambda tx: sightings.leave(tx, host, uid))
 
     async def forget_on_source(self) -> None:
         """Have the source drop its small records of this migration."""

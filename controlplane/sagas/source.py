@@ -70,6 +70,7 @@ async def park(ctx: StepContext) -> Parked:
     answer = await move.on_source(
         lambda h: h.EnsureParked, hostd.EnsureParkedRequest(fence=move.fence)
     )
+    await move.note_absence(move.row.source_host)
     return Parked(
         volumes=[
             ParkedVolume(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 from sqlalchemy import Connection
 
-from controlplane.common.errors import DroverError
+from controlplane.common.errors import DroverError, Transient
 from controlplane.common.reasons import Reason
+from controlplane.domain import rules
 from controlplane.domain.capacity import limits_of, needed_bytes
 from controlplane.domain.model import Instance, Migration, Size
 from controlplane.domain.names import host_name, instance_name
@@ -139,6 +140,7 @@ async def ensure_target_absent(ctx: StepContext) -> None:
         )
     try:
         await move.on_target(lambda h: h.EnsureAbsent, hostd.EnsureAbsentRequest(fence=move.fence))
+        await move.note_absence(move.row.target_host)
         await move.forget_on_target()
     except DroverError as error:
         if not gone(error):
@@ -182,6 +184,7 @@ async def undefine_on_target(ctx: StepContext) -> None:
         await move.on_target(
             lambda h: h.EnsureUndefined, hostd.EnsureUndefinedRequest(fence=move.fence)
         )
+        await move.note_absence(move.row.target_host)
     except DroverError as error:
         if not gone(error):
             raise
@@ -200,10 +203,20 @@ async def take_down_on_target(ctx: StepContext) -> Wait | None:
 
 
 async def start(ctx: StepContext) -> Wait | None:
-    """Start the guest on the target if it ran before, and see it running."""
+    """Start the guest on the target if it ran before, and see it running.
+
+    Not while another host reports the machine, as a source on which somebody has
+    put it back by hand: it would run twice. That passes, or the move is cancelled.
+    """
     if not ctx.output("stop").ran:
         return None
     move = await Move.of(ctx)
+    try:
+        rules.check_no_conflict(
+            await ctx.transaction(lambda tx: instances.get(tx, move.row.instance_uid))
+        )
+    except DroverError as conflict:
+        raise Transient(conflict) from None
     answer = await move.on_target(
         lambda h: h.EnsureStarted, hostd.EnsureStartedRequest(fence=move.fence)
     )

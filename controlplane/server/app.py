@@ -27,6 +27,7 @@ from sqlalchemy import Connection
 
 from controlplane.api import moves
 from controlplane.api.services import Sagas, Services
+from controlplane.api.watch import Notifier
 from controlplane.common.notify import notify
 from controlplane.domain.model import Host, Migration
 from controlplane.fleet.autoconfirm import AutoConfirmer
@@ -76,6 +77,7 @@ class App:
         self._exits = contextlib.AsyncExitStack()
         self._loops: list[asyncio.Task[None]] = []
         self._runner: Runner | None = None
+        self._notifier = Notifier()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -167,6 +169,7 @@ class App:
                 poll_seconds=saga.poll_seconds,
                 concurrency=saga.concurrency,
             ),
+            tell=lambda view: self._notifier.changed(view.params["migration_id"]),
         )
 
     def _make_services(
@@ -182,6 +185,7 @@ class App:
             dead_after_seconds=config.inventory.dead_after_seconds,
             join_token_seconds=config.security.join_token_minutes * 60,
             defaults=config.defaults.options(),
+            notifier=self._notifier,
             nudge=runner.nudge,
             host_joined=poller.wake,
         )

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Row
 
 from controlplane.domain.model import Sighting
 from controlplane.store.tables import sighting_macs, sightings
+from controlplane.store.types import utc_now
 from hostd.v1 import domain_pb2
 
 _SELECT: sa.Select[Any] = sa.select(
@@ -51,21 +52,26 @@ def replace(
     domains: Sequence[domain_pb2.Domain],
     now: datetime,
     forget_before: datetime,
+    *,
+    asked: datetime,
 ) -> set[str]:
     """Take over a host's report.
 
     Args:
         tx: Open transaction.
         host: Who reported.
-        domains: All domains of the report.
+        domains: All domains of the report; one that has left since the host was
+            asked counts as absent.
         now: When it came in.
         forget_before: Domains that were last reported before this are dropped.
+        asked: When the host was asked for it.
 
     Returns:
         UUIDs that the host reports now, reported before, or both.
     """
     known = _known(tx, host)
-    reported = {domain.uuid: domain for domain in domains}
+    left = _left_since(tx, host, asked)
+    reported = {domain.uuid: domain for domain in domains if domain.uuid not in left}
     unchanged = [uuid for uuid, domain in reported.items() if known.get(uuid) == domain]
     for chunk in _chunks(unchanged):
         at = sa.and_(sightings.c.host == host, sightings.c.uuid.in_(chunk))
@@ -85,6 +91,17 @@ def replace(
         tx.execute(sa.update(sightings).where(at).values(current=False))
         tx.execute(sa.delete(sightings).where(at, sightings.c.last_seen < forget_before))
     return known.keys() | reported.keys()
+
+
+def leave(tx: Connection, host: str, uuid: str) -> None:
+    """Note that a host no longer has a domain, whatever it has reported until now.
+
+    For those who were told so by the host itself, outside its reports: it has
+    parked or undefined the domain. Otherwise its last report would be taken for
+    a duplicate until the next one.
+    """
+    at = sa.and_(sightings.c.host == host, sightings.c.uuid == uuid)
+    tx.execute(sa.update(sightings).where(at).values(last_seen=utc_now(), current=False))
 
 
 def forget_host(tx: Connection, host: str) -> set[str]:
@@ -142,6 +159,15 @@ def clashes(tx: Connection, machine: domain_pb2.Domain) -> list[Clash]:
 def _known(tx: Connection, host: str) -> dict[str, domain_pb2.Domain]:
     query = sa.select(sightings.c.uuid, sightings.c.domain).where(sightings.c.host == host)
     return {row.uuid: row.domain for row in tx.execute(query)}
+
+
+def _left_since(tx: Connection, host: str, asked: datetime) -> set[str]:
+    query = sa.select(sightings.c.uuid).where(
+        sightings.c.host == host,
+        sightings.c.current == sa.false(),
+        sightings.c.last_seen > asked,
+    )
+    return set(tx.execute(query).scalars())
 
 
 def _replace_macs(tx: Connection, host: str, reported: dict[str, domain_pb2.Domain]) -> None:

@@ -162,8 +162,10 @@ class Instance(_message.Message):
     locked_by: _builtins.str
     """Who locked it; empty when it is not locked."""
     conflict: _builtins.str
-    """Set when more than one host reports this UUID: "hosts/a, hosts/b". Drover
-    never merges them and refuses to move such an instance.
+    """Set when a host reports this UUID that should not have it, as "hosts/a,
+    hosts/b": a duplicate, or during a move a source on which somebody has
+    defined the parked machine again. Drover never merges them, and neither
+    moves such an instance nor deletes a parked copy of it. Empty otherwise.
     """
     flavor: _builtins.str
     """Flavor of its last resize, "flavors/{flavor}"; empty when never resized."""

@@ -75,7 +75,9 @@ class Migration(_message.Message):
         abandon it.
         """
         STATE_ABANDONED: Migration._State.ValueType  # 16
-        """An operator gave up on it; what was left is listed in `error`."""
+        """An operator gave up on it; `error` says what had failed, and who gave up
+        on it and why.
+        """
 
     class State(_State, metaclass=_StateEnumTypeWrapper):
         """State of a move. docs/states.md maps it to Nova's words."""
@@ -117,7 +119,9 @@ class Migration(_message.Message):
     abandon it.
     """
     STATE_ABANDONED: Migration.State.ValueType  # 16
-    """An operator gave up on it; what was left is listed in `error`."""
+    """An operator gave up on it; `error` says what had failed, and who gave up
+    on it and why.
+    """
 
     class _Kind:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -362,7 +366,9 @@ class MigrationOptions(_message.Message):
 
     @_builtins.property
     def confirm_after(self) -> _duration_pb2.Duration:
-        """Window of CONFIRM_POLICY_AFTER; at least 1 s. Required for it."""
+        """Window of CONFIRM_POLICY_AFTER, 1 s to 10 years. Required for it; refused with
+        any other policy.
+        """
 
     def __init__(
         self,
@@ -404,7 +410,7 @@ class Placement(_message.Message):
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___HostVerdict]:
         """Every host that was considered, best first, refused ones last; empty in
-        lists of moves.
+        lists of moves, and in a watch when they are those sent before.
         """
 
     def __init__(

@@ -129,8 +129,11 @@ class MigrationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchMigration(self, request, context):
-        """WatchMigration streams a move: its present state first, then every change.
-        The stream ends when the move is at rest. Role: viewer.
+        """WatchMigration streams a move: its present state first, then again after
+        every change, whole each time. Changes faster than half a second can come as
+        one; ListMigrationEvents has each step. Verdicts of the placement are sent
+        when they are new only. The stream ends when the move is at rest.
+        Role: viewer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

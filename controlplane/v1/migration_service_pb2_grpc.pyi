@@ -48,8 +48,11 @@ class MigrationServiceStub:
     placement: GetMigration has those. Role: viewer.
     """
     WatchMigration: _grpc.UnaryStreamMultiCallable[_migration_service_pb2.WatchMigrationRequest, _migration_pb2.Migration]
-    """WatchMigration streams a move: its present state first, then every change.
-    The stream ends when the move is at rest. Role: viewer.
+    """WatchMigration streams a move: its present state first, then again after
+    every change, whole each time. Changes faster than half a second can come as
+    one; ListMigrationEvents has each step. Verdicts of the placement are sent
+    when they are new only. The stream ends when the move is at rest.
+    Role: viewer.
     """
     ConfirmMigration: _grpc.UnaryUnaryMultiCallable[_migration_service_pb2.ConfirmMigrationRequest, _migration_pb2.Migration]
     """ConfirmMigration deletes the source copy. Role: member."""
@@ -98,8 +101,11 @@ class MigrationServiceAsyncStub(MigrationServiceStub):
     placement: GetMigration has those. Role: viewer.
     """
     WatchMigration: _aio.UnaryStreamMultiCallable[_migration_service_pb2.WatchMigrationRequest, _migration_pb2.Migration]  # type: ignore[assignment]
-    """WatchMigration streams a move: its present state first, then every change.
-    The stream ends when the move is at rest. Role: viewer.
+    """WatchMigration streams a move: its present state first, then again after
+    every change, whole each time. Changes faster than half a second can come as
+    one; ListMigrationEvents has each step. Verdicts of the placement are sent
+    when they are new only. The stream ends when the move is at rest.
+    Role: viewer.
     """
     ConfirmMigration: _aio.UnaryUnaryMultiCallable[_migration_service_pb2.ConfirmMigrationRequest, _migration_pb2.Migration]  # type: ignore[assignment]
     """ConfirmMigration deletes the source copy. Role: member."""
@@ -169,8 +175,11 @@ class MigrationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _migration_service_pb2.WatchMigrationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_migration_pb2.Migration], _abc.AsyncIterator[_migration_pb2.Migration]]:
-        """WatchMigration streams a move: its present state first, then every change.
-        The stream ends when the move is at rest. Role: viewer.
+        """WatchMigration streams a move: its present state first, then again after
+        every change, whole each time. Changes faster than half a second can come as
+        one; ListMigrationEvents has each step. Verdicts of the placement are sent
+        when they are new only. The stream ends when the move is at rest.
+        Role: viewer.
         """
 
     @_abc_1.abstractmethod

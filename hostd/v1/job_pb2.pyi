@@ -216,9 +216,9 @@ class VolumeReceipt(_message.Message):
     size_bytes: _builtins.int
     """Its length in bytes."""
     data_bytes: _builtins.int
-    """Bytes that were sent as data, before compression."""
+    """Bytes in 4 KiB blocks that are not all zero."""
     zero_bytes: _builtins.int
-    """Bytes that were skipped as holes or zeros."""
+    """The rest, holes and zeros; never sent."""
     wire_bytes: _builtins.int
     """Bytes sent over the network by the attempts of the last sender process."""
     digest: _builtins.str

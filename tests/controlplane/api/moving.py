@@ -38,8 +38,9 @@ async def change(api: Api, **changes: Any) -> Migration:
 
 
 async def finish_move(api: Api) -> None:
-    """Bring the rows to where the move saga leaves them: on b, awaiting confirm."""
+    """Bring rows and hosts to where the move saga leaves them: on b, awaiting confirm."""
     move = await the_move(api)
+    api.simulated["b"].put(api.simulated["a"].domains.pop(UID))
 
     def work(tx: Connection) -> None:
         end_saga(tx, move)

@@ -14,7 +14,7 @@ from controlplane.common.reasons import Reason
 from controlplane.domain.states import MigrationState, PowerState
 from controlplane.store import audit, claims, hosts, instances, migrations
 from controlplane.store.types import utc_now
-from controlplane.v1 import host_service_pb2
+from controlplane.v1 import host_service_pb2, migration_pb2
 from controlplane.v1 import migration_service_pb2 as pb
 from hostd.v1 import job_pb2
 from tests.controlplane.api.conftest import ADMIN, Api, refusal, until
@@ -149,6 +149,24 @@ async def test_a_watcher_sees_the_present_then_every_change_until_rest(moving: A
     assert isinstance(seen[3], State)
     assert seen[3].downtime.seconds == 3
     assert await stream.read() is grpc.aio.EOF
+
+
+async def test_a_watcher_gets_verdicts_when_they_are_new_only(moving: Api) -> None:
+    """One for each host of the fleet, with each change, would be too much."""
+    stream = moving.migrations.WatchMigration(pb.WatchMigrationRequest(name=await name_of(moving)))
+    seen = [await stream.read()]
+    await change(moving, state=MigrationState.PREPARING)
+    seen.append(await stream.read())
+    elsewhere = migration_pb2.Placement(chosen_host="hosts/c")
+    elsewhere.verdicts.add(host="hosts/c", fits=True)
+    await change(moving, placement=elsewhere)
+    seen.append(await stream.read())
+    await change(moving, state=MigrationState.STOPPING)
+    seen.append(await stream.read())
+    stream.cancel()
+    moves = [move for move in seen if isinstance(move, State)]
+    assert [len(move.placement.verdicts) for move in moves] == [2, 0, 1, 0]
+    assert [move.placement.chosen_host for move in moves] == ["hosts/b"] * 2 + ["hosts/c"] * 2
 
 
 async def test_a_watcher_can_stay_until_the_move_has_ended(moving: Api) -> None:

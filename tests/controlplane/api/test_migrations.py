@@ -37,6 +37,7 @@ from tests.controlplane.api.moving import (
     saga_of,
     the_move,
 )
+from tests.controlplane.machines import make_domain
 
 # --- confirm and revert ----------------------------------------------------------
 
@@ -100,6 +101,26 @@ async def test_neither_confirm_nor_revert_happens_against_the_rules(
     dead = await refusal(method(request(name=name)))
     assert dead.reason is Reason.HOST_DEAD
     assert (await the_move(moving)).state is MigrationState.AWAITING_CONFIRM
+
+
+async def test_a_parked_copy_is_kept_while_its_source_has_the_machine_again(moving: Api) -> None:
+    """Somebody has defined it there by hand: which copy is the machine is for people to say."""
+    await finish_move(moving)
+    moving.simulated["a"].put(make_domain())
+    await moving.report()
+    confirm = pb.ConfirmMigrationRequest(name=await name_of(moving))
+    refused = await refusal(moving.migrations.ConfirmMigration(confirm))
+    assert refused.reason is Reason.INSTANCE_CONFLICT
+    assert refused.metadata["hosts"] == "hosts/a, hosts/b"
+    assert (await the_move(moving)).state is MigrationState.AWAITING_CONFIRM
+    shown = await moving.instances.GetInstance(
+        instance_service_pb2.GetInstanceRequest(name="instances/web1")
+    )
+    assert shown.conflict == "hosts/a, hosts/b"
+    moving.simulated["a"].domains.clear()
+    await moving.report()
+    answer = await moving.migrations.ConfirmMigration(confirm)
+    assert answer.state == State.STATE_CONFIRMING
 
 
 async def test_a_revert_needs_the_source_and_a_confirm_does_not(moving: Api) -> None:

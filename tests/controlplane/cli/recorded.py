@@ -18,7 +18,7 @@ from typing import Any
 import grpc.aio
 from click.testing import CliRunner, Result
 
-from controlplane.cli.main import cli
+from controlplane.cli.root import cli
 from controlplane.common import rpc
 from controlplane.common.errors import DroverError
 from controlplane.common.identity import Role

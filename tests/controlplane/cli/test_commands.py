@@ -229,6 +229,19 @@ async def test_certificate_of_another_authority_exits_6(api: RecordedApi, tmp_pa
     assert "was not issued by" in result.stderr
 
 
+async def test_a_key_of_another_certificate_is_named(api: RecordedApi) -> None:
+    """Unchecked, it would look like a server that is down."""
+    mine, theirs = api.pki.person(Role.ADMIN, "mine"), api.pki.person(Role.ADMIN, "theirs")
+
+    result = await api.run("--cert", str(mine.cert), "--key", str(theirs.key), "host", "list")
+    assert result.exit_code == 2
+    assert f"{theirs.key} is not the private key of {mine.cert}" in result.stderr
+
+    result = await api.run("--cert", str(mine.key), "--key", str(mine.cert), "host", "list")
+    assert result.exit_code == 2
+    assert "in PEM form" in result.stderr
+
+
 async def test_unreachable_server_exits_5_and_says_where(
     api: RecordedApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,7 +269,7 @@ async def test_unconfigured_says_what_is_missing(
 
     from click.testing import CliRunner
 
-    from controlplane.cli.main import cli
+    from controlplane.cli.root import cli
 
     bare = CliRunner().invoke(cli, ["host", "list"], env={"HOME": str(tmp_path)})
     assert bare.exit_code == 2

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from cryptography import x509
 
-from controlplane.cli.main import cli
+from controlplane.cli.root import cli
 from controlplane.cli.session import CliConfig
 from controlplane.common.config import load_config
 from controlplane.common.identity import Identity, Role

@@ -89,7 +89,15 @@ async def test_left_out_options_stay_the_fleets(api: RecordedApi) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--confirm", "maybe"), ("--limit", "fast"), ("--shutdown-timeout", "soon"), ("--bogus",)],
+    [
+        ("--confirm", "maybe"),
+        ("--confirm", "999999999d"),
+        ("--limit", "fast"),
+        ("--limit", "9999999999999P"),
+        ("--shutdown-timeout", "soon"),
+        ("--request-id", "again"),
+        ("--bogus",),
+    ],
 )
 async def test_wrong_values_are_wrong_usage_and_ask_nothing(
     api: RecordedApi, arguments: tuple[str, ...]
@@ -242,6 +250,24 @@ async def test_ctrl_c_stops_watching_and_not_the_move(api: RecordedApi) -> None:
     assert "Stopped watching. The move goes on." in err.decode()
     assert f"drover migration watch {MOVE}" in err.decode()
     assert api.script.requests("CancelMigration") == []
+
+
+async def test_what_cannot_be_cancelled_is_not_offered_a_cancel(api: RecordedApi) -> None:
+    confirming = make_move(Migration.STATE_CONFIRMING)
+    api.script.moves = [MOVED]
+    api.script.streams = [[confirming, None]]
+
+    process = await api.spawn("migration", "confirm", MOVE)
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        while b"CONFIRMING" not in await process.stderr.readline():
+            pass
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(process.communicate(), 20)
+
+    assert process.returncode == 130
+    assert f"drover migration watch {MOVE}" in err.decode()
+    assert "cancel" not in err.decode()
 
 
 async def test_terminal_gets_a_live_bar(api: RecordedApi) -> None:

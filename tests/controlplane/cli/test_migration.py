@@ -81,6 +81,17 @@ async def test_revert_says_what_is_lost_and_needs_agreement(api: RecordedApi) ->
     assert api.script.requests("RevertMigration") == []
 
 
+async def test_revert_of_what_cannot_be_reverted_asks_nothing(api: RecordedApi) -> None:
+    api.script.moves = [make_move(Migration.STATE_CONFIRMED)]
+    api.script.refusals["RevertMigration"] = DroverError(Reason.MIGRATION_STATE, "It is over.")
+
+    result = await api.run("migration", "revert", MOVE)
+
+    assert result.exit_code == 4
+    assert "dropped" not in result.stderr
+    assert "It is over. [MIGRATION_STATE]" in result.stderr
+
+
 async def test_revert_with_agreement_acts_on_the_move_as_it_was_shown(api: RecordedApi) -> None:
     api.script.moves = [MOVED]
     api.script.streams = [
@@ -144,7 +155,7 @@ async def test_cancel_that_comes_too_late_exits_4(api: RecordedApi) -> None:
     result = await api.run("migration", "cancel", MOVE)
 
     assert result.exit_code == 4
-    assert "Let it finish; then revert it." in result.stderr
+    assert "drover migration revert" in result.stderr
 
 
 async def test_cancel_waits_until_the_guest_is_back(api: RecordedApi) -> None:

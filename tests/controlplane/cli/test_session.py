@@ -60,7 +60,12 @@ def test_name_to_expect_belongs_to_the_server_of_the_file(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [('srever = "x"', "srever"), ("server = 5", "server"), ("server =", "cli.toml")],
+    [
+        ('srever = "x"', "srever"),
+        ("server = 5", "server"),
+        ("server =", "cli.toml"),
+        (COMPLETE.replace("cp:7440", "cp"), "HOST:PORT"),
+    ],
 )
 def test_wrong_files_are_wrong_usage(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(CliError, match=message) as caught:

@@ -30,7 +30,7 @@ def test_sizes(text: str, size_bytes: int) -> None:
     assert SizeType(bare_unit=1024).convert(text, None, None) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1e3", "10X", "M"])
+@pytest.mark.parametrize("text", ["", "-1", "1e3", "10X", "M", "9" * 400, "9" * 20])
 def test_nonsense_is_refused(text: str) -> None:
     for kind in (RateType(), SizeType(bare_unit=1), DurationType()):
         with pytest.raises(click.BadParameter):

@@ -11,7 +11,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from controlplane.cli.main import cli
+from controlplane.cli.root import cli
 
 # What these do ends in a sentence or in a file, not in a resource.
 WITHOUT_RESOURCE = {

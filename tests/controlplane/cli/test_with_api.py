@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from controlplane.cli.main import cli
+from controlplane.cli.root import cli
 from controlplane.security.tokens import JoinToken
 from controlplane.server.app import App
 from controlplane.server.main import read_config

@@ -111,7 +111,7 @@ def test_reports_change_size_and_name_but_not_because_a_guest_writes() -> None:
 
 
 def test_during_a_move_both_ends_may_report_it_and_nothing_is_touched() -> None:
-    move = LiveMove("m", frozenset({"a", "b"}), waiting=False)
+    move = LiveMove("a", "b", parked=False, waiting=False)
     moving = make_instance(migration_id="m", update_time=LONG_AGO)
     off = seen("a", power_state=domain_pb2.POWER_STATE_SHUTOFF)
     assert changes(moving, [off, seen("b")], move) == {}
@@ -120,10 +120,21 @@ def test_during_a_move_both_ends_may_report_it_and_nothing_is_touched() -> None:
 
 
 def test_while_it_awaits_confirm_only_its_power_state_follows() -> None:
-    move = LiveMove("m", frozenset({"a", "b"}), waiting=True)
+    move = LiveMove("a", "b", parked=True, waiting=True)
     resized = make_instance(host="b", migration_id="m", vm_state=VmState.RESIZED)
     off = seen("b", power_state=domain_pb2.POWER_STATE_SHUTOFF, vcpus=9)
     assert changes(resized, [off], move) == {"power_state": PowerState.SHUTOFF}
+
+
+def test_a_parked_machine_that_somebody_defined_again_on_its_source_is_a_conflict() -> None:
+    copying = LiveMove("a", "b", parked=True, waiting=False)
+    moving = make_instance(migration_id="m")
+    assert changes(moving, [seen("a")], copying) == {"conflict": "hosts/a, hosts/b"}
+    waiting = LiveMove("a", "b", parked=True, waiting=True)
+    resized = make_instance(host="b", migration_id="m", vm_state=VmState.RESIZED)
+    assert changes(resized, [seen("a"), seen("b")], waiting) == {"conflict": "hosts/a, hosts/b"}
+    again = make_instance(host="b", migration_id="m", conflict="hosts/a, hosts/b")
+    assert changes(again, [seen("a", current=False), seen("b")], waiting) == {"conflict": ""}
 
 
 sightings_of_one = st.lists(
@@ -141,7 +152,7 @@ sightings_of_one = st.lists(
 )
 moves = st.one_of(
     st.none(),
-    st.builds(LiveMove, st.just("m"), st.just(frozenset({"a", "b"})), st.booleans()),
+    st.builds(LiveMove, st.just("a"), st.just("b"), st.booleans(), st.booleans()),
 )
 
 

@@ -168,12 +168,8 @@ def test_what_may_be_done_with_a_move_in_each_state(state: MigrationState) -> No
         rules.check_may_cancel(move)
         assert rules.is_being_cancelled(move) == (state in undone)
     else:
-        late = {
-            MigrationState.AWAITING_CONFIRM,
-            MigrationState.CONFIRMING,
-            MigrationState.CONFIRMED,
-        }
-        expected = Reason.CANCEL_TOO_LATE if state in late else Reason.MIGRATION_STATE
+        # Only then is the advice to revert good.
+        expected = Reason.CANCEL_TOO_LATE if awaiting else Reason.MIGRATION_STATE
         assert refusal(rules.check_may_cancel, move).reason is expected
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -171,7 +171,12 @@ async def test_a_list_without_libvirt_proves_nothing(fleet: Fleet) -> None:
     facts = make_facts("a", libvirt_connected=False)
     await fleet.run(
         lambda tx: apply_report(
-            tx, "a", host_pb2.Inventory(facts=facts), now=later, missing_after_seconds=20.0
+            tx,
+            "a",
+            host_pb2.Inventory(facts=facts),
+            asked=later,
+            now=later,
+            missing_after_seconds=20.0,
         )
     )
     instance = await fleet.run(lambda tx: instances.get(tx, UID))
@@ -188,7 +193,7 @@ async def test_a_machine_absent_for_longer_than_the_window_is_missing(fleet: Fle
     async def report(seconds: float) -> VmState:
         now = utc_now() + timedelta(seconds=seconds)
         await fleet.run(
-            lambda tx: apply_report(tx, "a", empty, now=now, missing_after_seconds=20.0)
+            lambda tx: apply_report(tx, "a", empty, asked=now, now=now, missing_after_seconds=20.0)
         )
         return (await fleet.run(lambda tx: instances.get(tx, UID))).vm_state
 
@@ -197,6 +202,29 @@ async def test_a_machine_absent_for_longer_than_the_window_is_missing(fleet: Fle
     assert not await fleet.run(lambda tx: sightings.of_uuids(tx, [UID]))
     await fleet.poller().poll("a")
     assert (await fleet.run(lambda tx: instances.get(tx, UID))).vm_state is VmState.ACTIVE
+
+
+async def test_a_report_of_before_a_machine_left_does_not_bring_it_back(fleet: Fleet) -> None:
+    a = await fleet.add("a")
+    a.put(make_domain())
+    await fleet.poller().poll("a")
+    asked = utc_now()
+    await fleet.run(lambda tx: sightings.leave(tx, "a", UID))
+
+    async def report(asked: datetime) -> bool:
+        inventory = host_pb2.Inventory(facts=a.facts, domains=a.domains.values())
+        now = utc_now()
+        await fleet.run(
+            lambda tx: apply_report(
+                tx, "a", inventory, asked=asked, now=now, missing_after_seconds=20.0
+            )
+        )
+        seen = await fleet.run(lambda tx: sightings.find(tx, "a", UID))
+        assert seen is not None
+        return seen.current
+
+    assert not await report(asked)
+    assert await report(utc_now())
 
 
 async def test_a_report_that_says_nothing_new_changes_no_instance(fleet: Fleet) -> None:

@@ -49,7 +49,9 @@ async def test_nonsense_is_left_out_and_the_rest_taken_over(database: Database, 
         lies = [good, *nonsense(NONSENSE[what])]
         for name, domains in (("a", lies), ("b", [other])):
             inventory = host_pb2.Inventory(facts=make_facts(name), domains=domains)
-            apply_report(tx, name, inventory, now=utc_now(), missing_after_seconds=20)
+            apply_report(
+                tx, name, inventory, asked=utc_now(), now=utc_now(), missing_after_seconds=20
+            )
 
     await database.run(report)
     usages = await database.run(hosts.usages)

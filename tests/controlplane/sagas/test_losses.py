@@ -25,6 +25,7 @@ from tests.engine.harness import (
     failing_late,
     running,
     wait_for_end,
+    wait_until,
     with_step,
 )
 
@@ -271,6 +272,30 @@ async def test_a_copy_that_is_cut_off_again_and_again_says_so_and_slows_down(
     assert max(attempt for _, attempt in seen) >= 4
     row = await database.run(world.row)
     assert row.error is None
+
+
+async def test_a_machine_put_back_by_hand_on_its_source_is_not_started_on_the_target(
+    database: Database,
+) -> None:
+    world = MoveWorld()
+    uid = world.domain.uuid
+
+    async def put_back(point: str, saga_id: str, step: str, kind: str) -> None:
+        if (point, step, kind) == ("after-append", "switch_owner", "SUCCEEDED"):
+            await database.run(lambda tx: instances.update(tx, uid, conflict="hosts/a, hosts/b"))
+
+    saga_id = await database.run(world.begin)
+    async with running(database, world, crash_points=put_back):
+        await wait_until(database, saga_id, lambda view: view.attempt > 3)
+        row = await database.run(world.row)
+        assert (row.state, row.step) == (MigrationState.FINISHING, "start")
+        assert row.error is not None
+        assert row.error["reason"] == "INSTANCE_CONFLICT"
+        assert world.fleet.runs_on == []
+        await database.run(lambda tx: instances.update(tx, uid, conflict=""))
+        view = await wait_for_end(database, saga_id)
+    assert view.state is DONE
+    await database.run(world.check_done)
 
 
 async def test_an_abandoned_machine_needs_a_look(database: Database) -> None:

@@ -18,8 +18,9 @@ from controlplane.domain.states import MigrationState
 from controlplane.saga.definition import Saga, Step, StepContext, StepKind
 from controlplane.saga.log import SagaState
 from controlplane.sagas import ALL, MOVE, REVERT
-from controlplane.store import claims, instances, migrations, sql_saga
+from controlplane.store import claims, instances, migrations, sightings, sql_saga
 from controlplane.store.engine import Database
+from tests.controlplane.machines import NOW
 from tests.controlplane.sagas.model import ModelHost, Pause
 from tests.controlplane.sagas.worlds import ConfirmWorld, MoveWorld, RevertWorld
 from tests.engine import matrix
@@ -153,6 +154,39 @@ async def test_a_guest_that_does_not_start_on_the_target_runs_on_the_source(
     assert row.state is MigrationState.FAILED
     assert row.error is not None
     assert row.error["reason"] == "START_FAILED"
+
+
+@pytest.mark.parametrize(
+    ("kind", "fails_at", "stays_on"),
+    [
+        ("move", "", "b"),
+        ("move", "start", "a"),
+        ("revert", "", "a"),
+        ("revert", "switch_back", "b"),
+    ],
+    ids=["moved", "failed", "reverted", "not-reverted"],
+)
+async def test_a_host_that_gave_the_machine_up_is_not_taken_for_a_duplicate(
+    database: Database, kind: str, fails_at: str, stays_on: str
+) -> None:
+    """Its last report is older than that; the next one may be seconds away."""
+    world = WORLDS[kind]()
+    begin = world.begin
+
+    def begin_seen_on_both(tx: Connection) -> str:
+        saga_id = begin(tx)
+        for name in ("a", "b"):
+            sightings.replace(tx, name, [world.domain], NOW, NOW, asked=NOW)
+        return saga_id
+
+    world.begin = begin_seen_on_both  # type: ignore[method-assign]
+    saga = with_step(world.saga, fails_at, failing) if fails_at else world.saga
+    view = await conduct(database, world, saga=saga)
+    assert view.state is (SagaState.UNDONE if fails_at else SagaState.DONE)
+    seen = await database.run(lambda tx: sightings.of_uuids(tx, [world.domain.uuid]))
+    current = {host for host, sighting in seen[world.domain.uuid].items() if sighting.current}
+    # The host that the machine is on reports it again by and by.
+    assert current <= {stays_on}
 
 
 async def test_a_guest_that_somebody_started_on_the_target_too_early_is_taken_back(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from controlplane.cli.main import cli as drover
+from controlplane.cli.root import cli as drover
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from controlplane.cli.main import cli as drover
+from controlplane.cli.root import cli as drover
 from controlplane.common.config import ConfigError
 from controlplane.common.identity import Identity, Role
 from controlplane.server.config import Defaults

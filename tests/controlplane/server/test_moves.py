@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner, Result
 from structlog.testing import capture_logs
 
-from controlplane.cli.main import cli
+from controlplane.cli.root import cli
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from controlplane.common.rpc import TlsPaths
@@ -116,6 +116,15 @@ async def test_move_and_confirm(lab: Lab) -> None:
     assert "web1 lives on b alone" in out
     assert lab.states() == ("", "running")
     assert await lab.usage() == {"hosts/a": (0, 0), "hosts/b": (2, 0)}
+
+
+async def test_a_watcher_is_told_of_every_step_at_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.api.watch.POLL_SECONDS", 3600.0)
+    shown = await lab.drover("migrate", "web1")
+    assert shown.exit_code == 0
+    assert "AWAITING_CONFIRM" in shown.stderr
 
 
 async def test_move_and_revert(lab: Lab) -> None:

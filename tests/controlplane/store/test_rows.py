@@ -184,7 +184,7 @@ async def test_clashes_are_found_on_every_host_by_name_uuid_and_mac(database: Da
             hosts.create(tx, name, adopt_domains=True)
 
         def report(host: str, *domains: object) -> None:
-            sightings.replace(tx, host, domains, NOW, NOW)  # type: ignore[arg-type]
+            sightings.replace(tx, host, domains, NOW, NOW, asked=NOW)  # type: ignore[arg-type]
 
         report("a", machine)
         report("b", make_domain(uuid="u-b", interfaces=[]))
