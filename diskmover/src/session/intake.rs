@@ -1,0 +1,199 @@
+//! Frames of a connection are checked, and filled into buffers for the workers.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crossbeam_channel::SendTimeoutError;
+
+use super::worker::{Cargo, Job};
+use super::{OPEN_TO_ALL, Session, TICK};
+use crate::base::{self, Mask};
+use crate::digest::{self, Bitmap};
+use crate::error::{Code, MoverError, Result};
+use crate::frame::{CODEC_ZSTD, HEADER, Header, Kind};
+use crate::keeper::Order;
+use crate::link::Link;
+use crate::messages;
+use crate::pool::{Buffer, lock};
+
+impl Session {
+    pub(super) fn intake(&self, link: &Arc<Link>) -> Result<()> {
+        loop {
+            let header = match link.recv_header(None) {
+                Ok(header) => header,
+                Err(error) if error.is_network() => return Ok(()),
+                Err(error) => return Err(error.to_mover(&link.peer).at_receiver()),
+            };
+            let size = HEADER as u64 + u64::from(header.payload_len);
+            self.wire.fetch_add(size, Ordering::Relaxed);
+            let on = match header.kind {
+                Kind::Ping => link.send(&Header::new(Kind::Ping, 0), &[]).is_ok(),
+                Kind::Data | Kind::Patch => self.take_data(link, header)?,
+                Kind::Hashes => self.take_hashes(link, header)?,
+                Kind::Zero => {
+                    self.chunks(&header, link)?;
+                    self.push(link, header, Cargo::Zeros)
+                }
+                Kind::Dirty | Kind::Open | Kind::Finish => {
+                    let Ok(payload) = link.recv_small(&header) else {
+                        return Ok(());
+                    };
+                    let volume = self.volume(&header, link)?;
+                    if header.kind == Kind::Finish && lock(&self.sizes)[volume].is_none() {
+                        return Err(self.not_open(link));
+                    }
+                    self.order(Order {
+                        link: Arc::clone(link),
+                        header,
+                        payload,
+                    })
+                }
+                Kind::Error => {
+                    let Ok(payload) = link.recv_small(&header) else {
+                        return Ok(());
+                    };
+                    let error = messages::decode_error(&payload);
+                    return Err(error.unwrap_or_else(|| self.broken(link, "an unreadable error")));
+                }
+                _ => return Err(self.broken(link, &format!("{:?} out of phase", header.kind))),
+            };
+            if !on {
+                return Ok(());
+            }
+        }
+    }
+
+    fn take_data(&self, link: &Arc<Link>, header: Header) -> Result<bool> {
+        let chunk = self.chunks(&header, link)?;
+        let len = header.logical_len as usize;
+        debug_assert!(chunk.end - chunk.start == 1);
+        let is_patch = header.kind == Kind::Patch;
+        let mut mask = [0xFF; 2];
+        let mut bitmap: Bitmap = [0; 32];
+        let front = bitmap.len() + if is_patch { mask.len() } else { 0 };
+        let Some(body) = (header.payload_len as usize).checked_sub(front) else {
+            return Err(self.broken(link, "a chunk without a bitmap"));
+        };
+        if is_patch && link.recv_payload(&mut mask).is_err()
+            || link.recv_payload(&mut bitmap).is_err()
+        {
+            return Ok(false);
+        }
+        let mask = Mask::from_le_bytes(mask);
+        let data = digest::data_len(&bitmap, len)
+            .and_then(|_| digest::data_len(&base::select(&bitmap, mask), len))
+            .unwrap_or(0);
+        let fits = if header.codec == CODEC_ZSTD {
+            body < data
+        } else {
+            body == data
+        };
+        if (data == 0 && !is_patch) || !fits {
+            return Err(self
+                .broken(link, "a chunk whose bitmap does not fit")
+                .at(header.offset));
+        }
+        let Some(mut buffer) = self.buffer(link) else {
+            return Ok(false);
+        };
+        if link.recv_payload(&mut buffer[..body]).is_err() {
+            return Ok(false);
+        }
+        let cargo = if is_patch {
+            Cargo::Patch(mask, bitmap, buffer, body)
+        } else {
+            Cargo::Data(bitmap, buffer, body)
+        };
+        Ok(self.push(link, header, cargo))
+    }
+
+    fn take_hashes(&self, link: &Arc<Link>, header: Header) -> Result<bool> {
+        self.chunks(&header, link)?;
+        let Ok(payload) = link.recv_small(&header) else {
+            return Ok(false);
+        };
+        let (hashes, rest) = payload.as_chunks::<32>();
+        let pieces = (header.logical_len as usize).div_ceil(base::PIECE);
+        if !rest.is_empty() || hashes.len() != 1 + pieces {
+            return Err(self.broken(link, "a HASHES frame of the wrong length"));
+        }
+        Ok(self.push(link, header, Cargo::Hashes(hashes.to_vec())))
+    }
+
+    /// Waits for a buffer; the sender is told meanwhile that we live.
+    fn buffer(&self, link: &Link) -> Option<Buffer> {
+        let mut sign = Instant::now();
+        while !self.stopping() && !self.drained.load(Ordering::Acquire) {
+            if let Some(buffer) = self.pool.take(TICK) {
+                return Some(buffer);
+            }
+            self.sign_of_life(link, &mut sign);
+        }
+        None
+    }
+
+    /// Hands a job to the workers; false when there are none any more. Then it
+    /// is a late duplicate: nothing is finished while a chunk is missing.
+    pub(super) fn push(&self, link: &Arc<Link>, header: Header, cargo: Cargo) -> bool {
+        let mut job = Job {
+            link: Arc::clone(link),
+            header,
+            cargo,
+        };
+        let mut sign = Instant::now();
+        self.unplaced.fetch_add(1, Ordering::Acquire);
+        while !self.stopping() && !self.drained.load(Ordering::Acquire) {
+            match self.jobs.0.send_timeout(job, TICK) {
+                Ok(()) => return true,
+                Err(SendTimeoutError::Timeout(back)) => job = back,
+                Err(SendTimeoutError::Disconnected(_)) => return false,
+            }
+            self.sign_of_life(link, &mut sign);
+        }
+        false
+    }
+
+    fn order(&self, order: Order) -> bool {
+        let mut order = order;
+        while !self.stopping() {
+            match self.orders.0.send_timeout(order, TICK) {
+                Ok(()) => return true,
+                Err(SendTimeoutError::Timeout(back)) => order = back,
+                Err(SendTimeoutError::Disconnected(_)) => return false,
+            }
+        }
+        false
+    }
+
+    /// The volume that a frame is about.
+    fn volume(&self, header: &Header, link: &Link) -> Result<usize> {
+        let volume = usize::from(header.volume);
+        if volume >= self.specs.len() {
+            return Err(self.broken(link, "a volume that the session does not have"));
+        }
+        Ok(volume)
+    }
+
+    fn chunks(&self, header: &Header, link: &Link) -> Result<Range<u64>> {
+        let volume = self.volume(header, link)?;
+        let Some(size) = lock(&self.sizes)[volume] else {
+            return Err(self.not_open(link));
+        };
+        header
+            .chunks(size)
+            .map_err(|e| self.broken(link, &e.to_string()).at(header.offset))
+    }
+
+    /// The error for content of a volume that is not open.
+    fn not_open(&self, link: &Link) -> MoverError {
+        if !self.id.starts_with(OPEN_TO_ALL) {
+            return self.broken(link, "a frame for a volume before opening it");
+        }
+        // Such a session is made by its first HELLO: the sender opened its volume
+        // in an earlier one.
+        let text = "the receiver has restarted meanwhile; copy again to go on";
+        MoverError::new(Code::SessionUnknown, text).at_receiver()
+    }
+}

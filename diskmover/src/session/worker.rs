@@ -1,0 +1,267 @@
+//! A worker of a session: unpacks, verifies, writes and acknowledges.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use super::{QUEUE, Session, TICK};
+use crate::answers::Answers;
+use crate::base::{self, Mask};
+use crate::bottleneck::piles_up;
+use crate::codec::Decoder;
+use crate::digest::{self, BLOCK, Bitmap, Hash};
+use crate::error::{Code, MoverError, Result};
+use crate::frame::{self, CODEC_ZSTD, Header, Kind};
+use crate::guard;
+use crate::link::Link;
+use crate::pool::Buffer;
+use crate::sys::AlignedBuf;
+use crate::target::{Taken, Target};
+
+/// A frame on its way to the target.
+pub(super) struct Job {
+    pub(super) link: Arc<Link>,
+    pub(super) header: Header,
+    pub(super) cargo: Cargo,
+}
+
+/// What a frame brings.
+pub(super) enum Cargo {
+    /// A run of zero chunks.
+    Zeros,
+    /// What a chunk holds: its hash, and its blocks'.
+    Hashes(Vec<Hash>),
+    /// A chunk: its bitmap, its data and the length of that.
+    Data(Bitmap, Buffer, usize),
+    /// Blocks of a chunk: which ones, then as above.
+    Patch(Mask, Bitmap, Buffer, usize),
+}
+
+/// What a worker keeps from job to job.
+struct Memory {
+    unpacked: AlignedBuf,
+    composed: AlignedBuf,
+    decoder: Decoder,
+}
+
+impl Session {
+    /// Works until the session ends.
+    pub(super) fn work(&self) {
+        let work = || {
+            if let Err(error) = self.work_on() {
+                self.fail(error);
+            }
+        };
+        guard::run(work, || self.fail(guard::crash("a worker").at_receiver()));
+        self.workers.fetch_sub(1, Ordering::Release);
+    }
+
+    fn work_on(&self) -> Result<()> {
+        let no_memory = || MoverError::new(Code::Internal, "out of memory").at_receiver();
+        let chunk = || AlignedBuf::new(digest::CHUNK as usize).ok_or_else(no_memory);
+        let mut memory = Memory {
+            unpacked: chunk()?,
+            composed: chunk()?,
+            decoder: Decoder::new().ok_or_else(no_memory)?,
+        };
+        let mut answers = Answers::default();
+        while !self.stopping() {
+            let Some(job) = self.next_job(&mut answers) else {
+                if self.drained.load(Ordering::Acquire) {
+                    return Ok(());
+                }
+                continue;
+            };
+            if !self.dirt.has_room(Duration::ZERO) {
+                answers.send();
+            }
+            while !self.dirt.has_room(TICK) {
+                if self.stopping() {
+                    return Ok(());
+                }
+            }
+            let Job {
+                link,
+                header,
+                cargo,
+            } = job;
+            let placed = self.place(&header, cargo, &mut memory);
+            let taken = placed.map_err(|e| from_peer(e, &link))?;
+            let mut answer = header;
+            self.unplaced.fetch_sub(1, Ordering::Release);
+            answer.auth = [0; 32];
+            answer.kind = Kind::Ack;
+            answer.codec = 0;
+            answer.payload_len = 0;
+            let mut payload = [0; 2];
+            if let Taken::Without(mask) = taken {
+                payload = mask.to_le_bytes();
+                answer.kind = Kind::Want;
+                answer.payload_len = payload.len() as u32;
+            } else if piles_up(self.jobs.1.len(), QUEUE, &self.pool) {
+                answer.codec = frame::ACK_TARGET_SLOW;
+            }
+            answers.add(&link, &answer, &payload[..answer.payload_len as usize]);
+        }
+        Ok(())
+    }
+
+    /// The next job; answers do not wait for one that is not there yet.
+    fn next_job(&self, answers: &mut Answers) -> Option<Job> {
+        self.jobs.1.try_recv().ok().or_else(|| {
+            answers.send();
+            self.jobs.1.recv_timeout(TICK).ok()
+        })
+    }
+
+    fn place(&self, header: &Header, cargo: Cargo, memory: &mut Memory) -> Result<Taken> {
+        match cargo {
+            Cargo::Zeros => self.place_zeros(header),
+            Cargo::Hashes(hashes) => self.place_from_base(header, &hashes, memory),
+            Cargo::Data(bitmap, buffer, body) => {
+                self.place_data(header, &bitmap, &buffer[..body], memory)
+            }
+            Cargo::Patch(mask, bitmap, buffer, body) => {
+                self.place_patch(header, mask, &bitmap, &buffer[..body], memory)
+            }
+        }
+    }
+
+    fn place_data(
+        &self,
+        header: &Header,
+        bitmap: &Bitmap,
+        body: &[u8],
+        memory: &mut Memory,
+    ) -> Result<Taken> {
+        let Some(target) = self.target(header) else {
+            return Ok(Taken::Whole);
+        };
+        let data = self.unpack(
+            header,
+            bitmap,
+            body,
+            &mut memory.unpacked,
+            &mut memory.decoder,
+        )?;
+        let hash = digest::chunk_hash(bitmap, data);
+        if !header.is_authentic(&self.keys.frame, &hash) {
+            let text = "the chunk does not match its authenticator";
+            return Err(self.corrupt(header, text.to_owned()));
+        }
+        if data.chunks(BLOCK).any(digest::is_zero) {
+            let text = "a block that is all zero was sent as data";
+            return Err(self.corrupt(header, text.to_owned()));
+        }
+        target.place(header.offset / digest::CHUNK, bitmap, data, hash)?;
+        self.dirt.add(data.len() as u64);
+        Ok(Taken::Whole)
+    }
+
+    /// Lays blocks over the base. When the result is not what the sender has, the
+    /// base has changed since, and all of the chunk is wanted.
+    fn place_patch(
+        &self,
+        header: &Header,
+        mask: Mask,
+        bitmap: &Bitmap,
+        body: &[u8],
+        memory: &mut Memory,
+    ) -> Result<Taken> {
+        let Some(target) = self.target(header) else {
+            return Ok(Taken::Whole);
+        };
+        let sent = base::select(bitmap, mask);
+        let data = self.unpack(
+            header,
+            &sent,
+            body,
+            &mut memory.unpacked,
+            &mut memory.decoder,
+        )?;
+        let is_right = |hash: &Hash| header.is_authentic(&self.keys.frame, hash);
+        let chunk = header.offset / digest::CHUNK;
+        let taken = target.patch(chunk, mask, bitmap, data, &mut memory.composed, is_right)?;
+        self.dirt.add(header.logical_len);
+        Ok(taken)
+    }
+
+    fn place_from_base(
+        &self,
+        header: &Header,
+        hashes: &[Hash],
+        memory: &mut Memory,
+    ) -> Result<Taken> {
+        let (Some(target), [hash, pieces @ ..]) = (self.target(header), hashes) else {
+            return Ok(Taken::Whole);
+        };
+        if !header.is_authentic(&self.keys.frame, hash) {
+            let text = "hashes do not match their authenticator";
+            return Err(self.corrupt(header, text.to_owned()));
+        }
+        let chunk = header.offset / digest::CHUNK;
+        let taken = target.take(chunk, *hash, pieces, &mut memory.composed)?;
+        self.dirt.add(1);
+        Ok(taken)
+    }
+
+    fn place_zeros(&self, header: &Header) -> Result<Taken> {
+        let Some(target) = self.target(header) else {
+            return Ok(Taken::Whole);
+        };
+        if !header.is_authentic(&self.keys.frame, &digest::ZERO_HASH) {
+            let text = "a zero run does not match its authenticator";
+            let volume = &self.specs[usize::from(header.volume)].volume;
+            return Err(MoverError::new(Code::ChunkCorrupt, text)
+                .at_receiver()
+                .in_volume(volume)
+                .at(header.offset));
+        }
+        let end = (header.offset + header.logical_len).div_ceil(digest::CHUNK);
+        target.place_zeros(header.offset / digest::CHUNK, end)?;
+        self.dirt.add(1);
+        Ok(Taken::Whole)
+    }
+
+    fn unpack<'a>(
+        &self,
+        header: &Header,
+        bitmap: &Bitmap,
+        body: &'a [u8],
+        scratch: &'a mut [u8],
+        decoder: &mut Decoder,
+    ) -> Result<&'a [u8]> {
+        if header.codec != CODEC_ZSTD {
+            return Ok(body);
+        }
+        let len = digest::data_len(bitmap, header.logical_len as usize).unwrap_or(0);
+        let out = &mut scratch[..len];
+        let unpacked = decoder.decompress(body, out);
+        unpacked.map_err(|e| self.corrupt(header, e.to_string()))?;
+        Ok(out)
+    }
+
+    fn corrupt(&self, header: &Header, why: String) -> MoverError {
+        MoverError::new(Code::ChunkCorrupt, why)
+            .at_receiver()
+            .in_volume(&self.specs[usize::from(header.volume)].volume)
+            .at(header.offset)
+    }
+
+    /// The open target of a frame; None once it is published.
+    fn target(&self, header: &Header) -> Option<Arc<Target>> {
+        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
+        targets[usize::from(header.volume)].clone()
+    }
+}
+
+/// The same error, naming who sent what is wrong.
+fn from_peer(error: MoverError, link: &Link) -> MoverError {
+    match error.code {
+        Code::ChunkCorrupt | Code::SourceChanged => MoverError {
+            message: format!("from {}: {}", link.peer, error.message),
+            ..error
+        },
+        _ => error,
+    }
+}
