@@ -1,4 +1,8 @@
-"""`drover-hostd`: run the daemon, join a fleet, check the configuration."""
+"""`drover-hostd`: run the daemon, join a fleet, check the configuration.
+
+It exits as drover-controlplane does: USAGE when the command line or the configuration
+is wrong, CANNOT_START when something else keeps it from its work.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,32 @@ import structlog
 
 from controlplane.common.config import ConfigError
 from controlplane.common.logs import configure_logging
-from hostd.config import DEFAULT_CONFIG, read_config
+from hostd.config import DEFAULT_CONFIG, HostdConfig, read_config
 from hostd.join import JoinError, JoinOptions
 from hostd.join import join as join_fleet
 from hostd.state import StateError
 
 log = structlog.stdlib.get_logger(__name__)
+USAGE = 2
+CANNOT_START = 1
+
+
+class WrongConfig(click.ClickException):
+    """The configuration cannot be used; trying again does not help."""
+
+    exit_code = USAGE
+
+
+def read(path: Path) -> HostdConfig:
+    """Read and check the configuration file.
+
+    Raises:
+        WrongConfig: It cannot be used.
+    """
+    try:
+        return read_config(path)
+    except ConfigError as error:
+        raise WrongConfig(str(error)) from error
 
 
 class _RootOption(click.ParamType[tuple[str, Path]]):
@@ -42,7 +66,10 @@ class _RootOption(click.ParamType[tuple[str, Path]]):
 @click.version_option(package_name="drover")
 @click.pass_context
 def main(ctx: click.Context, config: Path) -> None:
-    """Drover's daemon on a hypervisor. Without a command it runs."""
+    """Drover's daemon on a hypervisor. Without a command it runs.
+
+    Exits with 2 for a wrong command line or configuration, 1 when it cannot start.
+    """
     ctx.obj = config
     if ctx.invoked_subcommand is None:
         ctx.invoke(run)
@@ -55,9 +82,9 @@ def run(config: Path) -> None:
     # Imported here so that `join` works before libvirt is installed.
     from hostd.server import serve
 
+    loaded = read(config)
+    configure_logging(loaded.log.level)
     try:
-        loaded = read_config(config)
-        configure_logging(loaded.log.level)
         asyncio.run(serve(loaded))
     except (ConfigError, StateError) as error:
         raise click.ClickException(str(error)) from error
@@ -68,18 +95,15 @@ def run(config: Path) -> None:
 @click.pass_obj
 def check_config(config: Path) -> None:
     """Say whether the configuration can be used."""
-    try:
-        loaded = read_config(config)
-    except ConfigError as error:
-        raise click.ClickException(str(error)) from error
+    loaded = read(config)
     for name, path in (("ca", loaded.tls.ca), ("cert", loaded.tls.cert), ("key", loaded.tls.key)):
         if not path.is_file():
-            raise click.ClickException(
+            raise WrongConfig(
                 f"{config}: tls.{name}: {path} is missing. Run `drover-hostd join TOKEN`."
             )
     for name, directory in loaded.storage.roots.items():
         if not directory.is_dir():
-            raise click.ClickException(
+            raise WrongConfig(
                 f"{config}: storage.roots.{name}: {directory} is not a directory. Make it."
             )
     click.echo(f"{config}: ok, host {loaded.host} of fleet {loaded.fleet}")
@@ -110,7 +134,9 @@ def join(
     options = JoinOptions(config, address, data_address, roots, force)
     try:
         written = join_fleet(token, options)
-    except (JoinError, ConfigError, OSError) as error:
+    except ConfigError as error:
+        raise WrongConfig(str(error)) from error
+    except (JoinError, OSError) as error:
         raise click.ClickException(str(error)) from error
     for path in written:
         click.echo(f"wrote {path}")

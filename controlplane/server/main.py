@@ -21,6 +21,7 @@ from controlplane.store.upgrade import DatabaseTooNew
 log = structlog.stdlib.get_logger(__name__)
 DEFAULT_CONFIG = Path("/etc/drover/controlplane.toml")
 USAGE = 2
+CANNOT_START = 1
 
 
 def read_config(path: Path) -> ControlPlaneConfig:
@@ -47,7 +48,10 @@ def read_config(path: Path) -> ControlPlaneConfig:
 )
 @click.pass_context
 def cli(context: click.Context, /, config: Path) -> None:
-    """Drover's control plane. Without a command it runs."""
+    """Drover's control plane. Without a command it runs.
+
+    Exits with 2 for a wrong command line or configuration, 1 when it cannot start.
+    """
     context.obj = config
     if context.invoked_subcommand is None:
         context.invoke(run)
@@ -71,7 +75,7 @@ def check_config(path: Path) -> None:
 
 
 def main() -> None:
-    """Run the command; exit 2 for a wrong configuration, 1 when it cannot start."""
+    """Run the command; exit with USAGE for a wrong configuration, else CANNOT_START."""
     try:
         cli.main(prog_name="drover-controlplane", standalone_mode=False)
     except click.ClickException as error:
@@ -84,9 +88,9 @@ def main() -> None:
         sys.exit(USAGE)
     except (PortError, DatabaseInUse, DatabaseTooNew, OSError) as error:
         click.echo(f"error: {error}", err=True)
-        sys.exit(1)
+        sys.exit(CANNOT_START)
     except SQLAlchemyError as error:
         # The exception's text can hold statements and values; its cause says enough.
         cause = getattr(error, "orig", None) or type(error).__name__
         click.echo(f"error: the database cannot be used: {cause}", err=True)
-        sys.exit(1)
+        sys.exit(CANNOT_START)

@@ -26,6 +26,7 @@ from controlplane.common.foreign_json import decode
 from controlplane.common.reasons import Reason
 from hostd.disks.durable import sync_directory, write_file
 from hostd.disks.roots import PARKING_DIRECTORY, StorageRoots
+from hostd.disks.small_state import aside_name
 from hostd.libvirt.capture import DOMAIN, NVRAM, TPM, Meta, checkpoint_files, snapshot_files
 from hostd.v1 import domain_pb2
 
@@ -259,4 +260,8 @@ def restore_commands(home: Home, meta: Meta, files: list[ParkedFile], tpm: str) 
     if meta.autostart:
         lines.append(f"virsh autostart {uuid}")
     lines.append(f"# Then remove {home.path}, which is empty of disks now.")
+    for place in (meta.nvram, tpm):
+        if place:
+            aside = aside_name(Path(place), home.path.name)
+            lines.append(f"# Remove {aside} as well: it was {place} before the move.")
     return lines

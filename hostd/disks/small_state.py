@@ -35,12 +35,12 @@ def set_aside_small_state(
     for original in _paths(nvram, tpm):
         if original.exists():
             # Renamed first: an original that exists is always whole.
-            going = _aside(original, aside)
+            going = aside_name(original, aside)
             _remove(going)
             original.rename(going)
             sync_directory(original.parent)
         if not refresh:
-            _remove(_aside(original, aside))
+            _remove(aside_name(original, aside))
 
 
 def put_back_small_state(
@@ -64,8 +64,8 @@ def put_back_small_state(
     if replace_tpm and tpm and (machine / TPM).is_dir():
         remove_tree(Path(tpm))
     for original in _paths(nvram, tpm):
-        if aside and not original.exists() and _aside(original, aside).exists():
-            _aside(original, aside).rename(original)
+        if aside and not original.exists() and aside_name(original, aside).exists():
+            aside_name(original, aside).rename(original)
             sync_directory(original.parent)
     if nvram and (machine / NVRAM).exists() and not Path(nvram).exists():
         Path(nvram).parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,12 @@ def drop_small_state_aside(nvram: str, tpm: str, *, aside: str) -> None:
         OSError: It cannot be deleted.
     """
     for original in _paths(nvram, tpm):
-        _remove(_aside(original, aside))
+        _remove(aside_name(original, aside))
+
+
+def aside_name(original: Path, by: str) -> Path:
+    """Where NVRAM or TPM state waits while `by` has set it aside."""
+    return original.with_name(f"{original.name}.drover-parked-{by}")
 
 
 def remove_small_state(nvram: str, tpm: str) -> None:
@@ -99,10 +104,6 @@ def _paths(*texts: str) -> list[Path]:
 
 def _path(text: str) -> Path | None:
     return Path(text) if text else None
-
-
-def _aside(original: Path, by: str) -> Path:
-    return original.with_name(f"{original.name}.drover-parked-{by}")
 
 
 def _remove(path: Path) -> None:

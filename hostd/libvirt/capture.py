@@ -267,11 +267,22 @@ def rewrite(directory: Path, domain: Callable[[str], str], metadata: Callable[[s
         directory: What `capture` wrote.
         domain: Changes the definition.
         metadata: Changes each snapshot and checkpoint.
+
+    Raises:
+        DroverError: BUILD_FAILED when one of them is no text.
+        OSError: They cannot be read or written.
     """
-    path = directory / DOMAIN
-    write_file(path, domain(path.read_text("utf-8")).encode())
-    for path in [*_numbered(directory / SNAPSHOTS), *_numbered(directory / CHECKPOINTS)]:
-        write_file(path, metadata(path.read_text("utf-8")).encode())
+    _rewrite(directory / DOMAIN, domain)
+    for path in [*snapshot_files(directory), *checkpoint_files(directory)]:
+        _rewrite(path, metadata)
+
+
+def _rewrite(path: Path, change: Callable[[str], str]) -> None:
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise DroverError(Reason.BUILD_FAILED, f"{path} is no text: {error}.") from error
+    write_file(path, change(text).encode())
 
 
 def snapshot_files(directory: Path) -> list[Path]:

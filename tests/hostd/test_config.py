@@ -77,12 +77,12 @@ def test_refusals_name_the_place(tmp_path: Path, text: str, says: str) -> None:
 def test_check_config_says_what_is_missing(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL + f'[tls]\nca = "{tmp_path}/ca.pem"\n')
     result = CliRunner().invoke(main, ["--config", str(path), "check-config"])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "drover-hostd join" in result.output
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["--config", str(tmp_path / "none.toml")])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "no such file" in result.output
     assert "Traceback" not in result.output

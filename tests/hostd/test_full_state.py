@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,25 @@ def test_a_state_that_takes_no_more_says_so_and_loses_nothing(directory: Path) -
     state = StateFile(directory)
     assert len(Records(state).sources_of(DOMAIN)) == kept + 1
     state.close()
+
+
+def test_the_state_of_a_hostd_that_kept_a_write_ahead_log_is_taken_over(tmp_path: Path) -> None:
+    StateFile(tmp_path).close()
+    with closing(sqlite3.connect(tmp_path / "hostd.db", isolation_level=None)) as before:
+        before.execute("PRAGMA journal_mode=WAL")
+        before.execute(
+            "INSERT INTO fence VALUES (?, 7, 3, ?, ?, 0)", (DOMAIN, MIGRATION, MIGRATION)
+        )
+        # As after a kill: the log holds what the file does not yet.
+        assert (tmp_path / "hostd.db-wal").stat().st_size > 0
+        for name in ("hostd.db", "hostd.db-wal"):
+            (tmp_path / "killed").mkdir(exist_ok=True)
+            shutil.copy(tmp_path / name, tmp_path / "killed" / name)
+    state = StateFile(tmp_path / "killed")
+    assert FenceStore(state).highest(DOMAIN) == (7, 3)
+    state.close()
+    assert not (tmp_path / "killed/hostd.db-wal").exists()
+    assert (tmp_path / "killed/hostd.db-journal").exists()
 
 
 def test_a_new_state_without_room_is_refused_in_words(directory: Path) -> None:

@@ -254,6 +254,20 @@ def test_a_snapshot_that_names_what_is_not_the_machines_is_refused(
     assert not nvram_of(guest).exists()
 
 
+def test_a_snapshot_that_is_no_text_is_refused(
+    conn: libvirt.virConnect, roots: StorageRoots, state_dir: Path, tmp_path: Path
+) -> None:
+    guest = rich_guest()
+    order = arrive(conn, guest, roots, state_dir)
+    machine = unpack(order.baggage, tmp_path / "opened")
+    (machine / "snapshots/0001.xml").write_bytes(b"<domainsnapshot>\xff</domainsnapshot>")
+    order = replace(order, baggage=pack(machine, tmp_path / "changed"))
+    with pytest.raises(DroverError) as caught:
+        build_domain(conn, order, roots, state_dir)
+    assert caught.value.reason is Reason.BUILD_FAILED
+    assert "0001.xml" in caught.value.message
+
+
 def test_another_size_and_a_larger_disk(
     conn: libvirt.virConnect, roots: StorageRoots, state_dir: Path
 ) -> None:
