@@ -187,7 +187,10 @@ impl FileExt for Disk {
                 Ok(count)
             }
             Some(Fault::Flipped) => {
-                out[0] ^= 1;
+                out[..read]
+                    .last_mut()
+                    .into_iter()
+                    .for_each(|byte| *byte ^= 1);
                 Ok(read)
             }
             _ => Ok(read),

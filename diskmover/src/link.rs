@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_tcp_congestion;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use rustls::Connection;
+use rustls::{AlertDescription, Connection, Error as TlsError};
 
 use crate::error::{Code, MoverError};
 use crate::frame::{FrameError, HEADER, Header};
@@ -49,6 +49,9 @@ pub enum LinkError {
     /// TLS failed.
     #[error("{0}")]
     Tls(rustls::Error),
+    /// What arrived is not what the peer had sent.
+    #[error("it was spoilt on its way: {0}")]
+    Spoilt(rustls::Error),
     /// The peer sent what is no frame.
     #[error("{0}")]
     Frame(#[from] FrameError),
@@ -99,7 +102,7 @@ impl LinkError {
     pub fn is_network(&self) -> bool {
         matches!(
             self,
-            LinkError::Closed | LinkError::Timeout | LinkError::Io(_)
+            LinkError::Closed | LinkError::Timeout | LinkError::Io(_) | LinkError::Spoilt(_)
         )
     }
 }
@@ -374,8 +377,11 @@ impl Link {
         tls.read_tls(&mut rest).map_err(LinkError::Io)?;
         let taken = before - rest.len();
         intake.start += taken;
-        tls.process_new_packets().map_err(LinkError::Tls)?;
-        Ok(())
+        let is_new = tls.is_handshaking();
+        match tls.process_new_packets() {
+            Err(error) if !is_new && is_spoilt(&error) => Err(LinkError::Spoilt(error)),
+            other => other.map(|_| ()).map_err(LinkError::Tls),
+        }
     }
 }
 
@@ -420,6 +426,21 @@ pub fn linger(socket: &TcpStream, patience: Duration) {
     let mut sink = [0; 65536];
     let mut reader = socket;
     while Instant::now() < end && matches!(reader.read(&mut sink), Ok(count) if count > 0) {}
+}
+
+/// Whether a record was changed on its way. Peers that know each other do not send
+/// such ones, and another connection may do better.
+fn is_spoilt(error: &TlsError) -> bool {
+    use AlertDescription::{BadRecordMac, DecodeError, RecordOverflow};
+    match error {
+        TlsError::DecryptError
+        | TlsError::InvalidMessage(_)
+        | TlsError::PeerSentOversizedRecord => true,
+        TlsError::AlertReceived(alert) => {
+            matches!(alert, BadRecordMac | DecodeError | RecordOverflow)
+        }
+        _ => false,
+    }
 }
 
 fn io_error(error: io::Error) -> LinkError {

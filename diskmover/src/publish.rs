@@ -49,10 +49,10 @@ pub fn publish(
         let (uid, gid) = (spec.uid.map(Uid::from_raw), spec.gid.map(Gid::from_raw));
         rustix::fs::fchown(part, uid, gid).map_err(|e| failed("cannot chown", e))?;
     }
+    let synced = rustix::fs::fsync(part);
     #[cfg(test)]
-    faults::in_dir(&names.dir, &names.part, Op::SyncAll)
-        .map_err(|e| failed("cannot make durable", e))?;
-    rustix::fs::fsync(part).map_err(|e| failed("cannot make durable", e))?;
+    let synced = synced.and_then(|()| faults::in_dir(&names.dir, &names.part, Op::SyncAll));
+    synced.map_err(|e| failed("cannot make durable", e))?;
     let stat = rustix::fs::fstat(part).map_err(|e| failed("cannot stat", e))?;
     let id = receipt::file_id(names, &names.part)?;
     let (Some(id), 1, true) = (id, stat.st_nlink, stat.st_size as u64 == length) else {

@@ -150,7 +150,9 @@ pub struct Shared {
     pub links: Mutex<Vec<Arc<Link>>>,
     /// Connection threads that have not ended.
     uplinks: AtomicUsize,
-    /// When a connection last stood, and whether one ever did.
+    /// Answers of the receiver that brought the copy on.
+    pub answers: AtomicU64,
+    /// When a connection that was of use last stood, and whether any ever did.
     pub last_link: Mutex<(Instant, bool)>,
     /// Bytes of frames sent.
     pub wire: AtomicU64,
@@ -211,6 +213,7 @@ impl Push {
             finish: Mutex::new(Finish::NotYet),
             links: Mutex::default(),
             uplinks: AtomicUsize::new(0),
+            answers: AtomicU64::new(0),
             last_link: Mutex::new((Instant::now(), false)),
             wire: AtomicU64::new(0),
             target_slow: AtomicBool::new(false),

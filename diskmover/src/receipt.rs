@@ -72,9 +72,10 @@ pub fn write(names: &Names, receipt: &Receipt, id: FileId) -> Result<()> {
         beneath::open(&names.dir, &temporary, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
     let mut file = File::from(fd);
     let io = |e: std::io::Error| failed(Errno::from_io_error(&e).unwrap_or(Errno::IO));
+    let written = file.write_all(text.as_bytes());
     #[cfg(test)]
-    faults::in_dir(&names.dir, &names.receipt, Op::Write).map_err(failed)?;
-    file.write_all(text.as_bytes()).map_err(io)?;
+    let written = written.and_then(|()| Ok(faults::in_dir(&names.dir, &names.receipt, Op::Write)?));
+    written.map_err(io)?;
     file.sync_all().map_err(io)?;
     rustix::fs::renameat(&names.dir, &temporary, &names.dir, &names.receipt).map_err(failed)?;
     names.sync_dir()

@@ -190,9 +190,14 @@ fn dial(shared: &Shared) -> std::result::Result<TcpStream, End> {
 /// Sends and hears until the connection or the copy ends.
 fn carry(shared: &Shared, link: Arc<Link>) -> std::result::Result<(), End> {
     lock(&shared.links).push(Arc::clone(&link));
+    let (began, before) = (Instant::now(), shared.answers.load(Ordering::Relaxed));
     let result = open_and_run(shared, &link);
     lock(&shared.links).retain(|other| !Arc::ptr_eq(other, &link));
-    lock(&shared.last_link).0 = Instant::now();
+    // Connections that break at once, one after the other, are as good as none.
+    let was_useful = shared.answers.load(Ordering::Relaxed) > before;
+    if was_useful || began.elapsed() > shared.job.reconnect {
+        lock(&shared.last_link).0 = Instant::now();
+    }
     result
 }
 
@@ -215,6 +220,9 @@ fn open_and_run(shared: &Shared, link: &Link) -> std::result::Result<(), End> {
         let heard = scope.spawn(|| {
             let end = hear(shared, link, &in_flight);
             dead.store(true, Ordering::Relaxed);
+            if matches!(end, Err(End::Broken)) {
+                link.abort(); // `send` may be stuck in it
+            }
             end
         });
         let sent = send(shared, link, &in_flight, &dead, &mut finishing);
@@ -404,6 +412,9 @@ fn hear(shared: &Shared, link: &Link, in_flight: &InFlight) -> std::result::Resu
             return Err(End::Broken);
         };
         let index = usize::from(header.volume);
+        if header.kind != Kind::Ping {
+            shared.answers.fetch_add(1, Ordering::Relaxed);
+        }
         match header.kind {
             Kind::Ping => {}
             Kind::Ack => {

@@ -3,6 +3,7 @@
 #![allow(missing_docs)]
 
 mod access;
+mod broken_wire;
 mod copies;
 mod devices;
 mod hostile_receiver;
@@ -11,5 +12,6 @@ mod passes;
 mod peer;
 mod pki;
 mod proof;
+mod relay;
 mod rig;
 mod seeds;
