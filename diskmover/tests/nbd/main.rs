@@ -4,8 +4,11 @@
 //! that names the export, the place and the reason. It never panics, hangs, or
 //! takes memory because a server says so.
 
-mod faults;
+mod handshakes;
+mod reads;
 mod server;
+mod statuses;
+mod table;
 
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
