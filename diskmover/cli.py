@@ -18,13 +18,10 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 5 out of reach (try again).
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -35,71 +32,18 @@ import click
 
 import diskmover
 from diskmover import certs as authority
-from diskmover.errors import ErrorCode, MoverError
-from diskmover.model import Changes, NbdExport, OutgoingVolume, Progress, Receipt, TlsFiles
-from diskmover.transfer import Push, Receiver
+from diskmover import show
+from diskmover.errors import MoverError
+from diskmover.model import Changes, IoPriority, NbdExport, TlsFiles
+from diskmover.params import PORT, Address, Device, Export, Rate
+from diskmover.pushing import check_names, push_one
+from diskmover.transfer import Receiver
 
 EXIT_FAILED = 1
 EXIT_UNAVAILABLE = 5
 EXIT_INTERRUPTED = 130
-_NO_KEY = bytes(32)  # `serve` has no sessions: certificates decide
-_RESTARTED = (ErrorCode.SESSION_UNKNOWN, ErrorCode.SESSION_CLOSED)
-_ATTEMPTS = 10  # each ends with a restart of the receiver
-_TAG = "open"  # and it makes the tag from the names of sender and file
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 _existing = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
-class Rate(click.ParamType[int]):
-    """Bytes a second: a number with K, M or G."""
-
-    name = "rate"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Parse "20M" and the like."""
-        if isinstance(value, int):
-            return value
-        text = str(value).strip().upper()
-        digits, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "")
-        if not digits.isdigit() or int(digits) == 0:
-            self.fail(f"{value!r} is not a rate such as 20M", param, ctx)
-        return int(digits) * _UNITS[unit]
-
-
-class Device(click.ParamType[tuple[str, Path]]):
-    """A name for senders, and the block device behind it."""
-
-    name = "device"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, Path]:
-        """Parse "NAME=PATH"; links such as /dev/VG/LV are followed."""
-        if isinstance(value, tuple):
-            return value
-        name, given, path = str(value).partition("=")
-        if not name or not given or not Path(path).is_block_device():
-            self.fail(f"{value!r} is not NAME=PATH of a block device", param, ctx)
-        return name, Path(path).resolve()
-
-
-class Export(click.ParamType[NbdExport]):
-    """An NBD export: unix:PATH or tcp:HOST:PORT, and :NAME where it has one."""
-
-    name = "export"
-    _FORM = re.compile(r"(unix:[^:]+|tcp:(?:\[[^]]+\]|[^:]+):\d+)(?::(.*))?", re.DOTALL)
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> NbdExport:
-        """Parse "unix:/run/web1.sock:vda" and the like."""
-        if isinstance(value, NbdExport):
-            return value
-        form = self._FORM.fullmatch(str(value))
-        if form is None:
-            self.fail(f"{value!r} is neither unix:PATH[:NAME] nor tcp:HOST:PORT[:NAME]", param, ctx)
-        return NbdExport(form[1], form[2] or "")
 
 
 def _tls_options(command: Any) -> Any:
@@ -108,8 +52,21 @@ def _tls_options(command: Any) -> Any:
         ("--key", "Own private key (PEM)."),
         ("--cert", "Own certificate chain (PEM)."),
     ):
-        command = click.option(option, type=_existing, required=True, help=help_)(command)
+        variable = f"DISKMOVER_{option[2:].upper()}"
+        command = click.option(
+            option, type=_existing, required=True, help=help_, envvar=variable, show_envvar=True
+        )(command)
     return command
+
+
+_io_priority = click.option(
+    "--io-priority",
+    default="normal",
+    show_default=True,
+    type=click.Choice(["normal", "low", "idle"]),
+    help="Of reads and writes beside those of others: low comes behind all, idle only when nobody "
+    "else wants the disk. Its scheduler has to heed it (bfq, mq-deadline).",
+)
 
 
 @click.group()
@@ -150,9 +107,10 @@ def main() -> None:
 )
 @click.option(
     "--listen",
-    default="0.0.0.0:7443",
+    default=f"0.0.0.0:{PORT}",
     show_default=True,
-    metavar="HOST:PORT",
+    type=Address(),
+    metavar="HOST[:PORT]",
     help="Where to listen; port 0 lets the system choose.",
 )
 @click.option(
@@ -196,6 +154,7 @@ def main() -> None:
     help="Let `push --bitmap` bring a file that it has placed before up to date. The file must "
     "not be in use, and has no name until the new content is complete and verified.",
 )
+@_io_priority
 @click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
 @_tls_options
 def serve(
@@ -207,6 +166,7 @@ def serve(
     seeds: tuple[str, ...],
     file_format: Literal["as-sent", "qcow2"],
     update: bool,
+    io_priority: IoPriority,
     as_json: bool,
     cert: Path,
     key: Path,
@@ -221,11 +181,21 @@ def serve(
     and receipt lie in --root too.
 
     Ends on SIGINT or SIGTERM with exit code 0; senders go on when it is back.
-    """
+
+    \b
+    Examples:
+      # files of everybody in the fleet
+      diskmover serve --root /var/lib/libvirt/images
+      # blocks of a template and of last week's copy are not sent again
+      diskmover serve --root /srv/copies --seed debian-12.qcow2 --seed web1-0417.qcow2
+      # into a logical volume, and read back before it is called good
+      diskmover serve --root /srv/copies --device backup=/dev/vg0/backup --readback
+    """  # noqa: D301
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
-    with _told(as_json), Receiver(listen, TlsFiles(cert, key, ca)) as receiver:
+    tls = TlsFiles(cert, key, ca)
+    with _told(as_json), Receiver(listen, tls, io_priority=io_priority) as receiver:
         receiver.serve_names(
             root,
             devices=dict(devices),
@@ -236,7 +206,7 @@ def serve(
             update=update,
         )
         if as_json:
-            _emit({"listening": receiver.address, "root": str(root)})
+            show.emit({"listening": receiver.address, "root": str(root)})
         else:
             click.echo(f"listening on {receiver.address}, files go to {root}")
         while not ended.wait(1.0):
@@ -267,7 +237,13 @@ def serve(
     metavar="DIGEST",
     help="Digest of that earlier copy, as `push` printed it. Goes with --bitmap.",
 )
-@click.option("--to", required=True, metavar="HOST:PORT", help="Where `serve` listens.")
+@click.option(
+    "--to",
+    required=True,
+    type=Address(),
+    metavar="HOST[:PORT]",
+    help="Where `serve` listens.  [default port: 7443]",
+)
 @click.option("--name", help="Name at the other end; for one file only.")
 @click.option("--peer", help="Name or URI that the receiver's certificate must have.")
 @click.option(
@@ -275,7 +251,10 @@ def serve(
     type=click.IntRange(1, 64),
     help="TCP connections.  [default: 4, and more over long distances while it helps]",
 )
-@click.option("--limit", type=Rate(), help="Most bytes a second, such as 20M.")
+@click.option(
+    "--limit", type=Rate(), help="Most bytes a second on the wire, such as 20M (K, M, G: 1024s)."
+)
+@_io_priority
 @click.option(
     "--level",
     type=click.IntRange(-7, 19),
@@ -316,9 +295,29 @@ def push(
     is copied again before the copy gets its name; one that is never at rest
     ends with SOURCE_CHANGED.
 
-    With --json, each line of the output is an object with "file" and "progress",
-    "receipt" and "seconds", or "error".
-    """
+    On a terminal a line on standard error tells how far it is, how long it will
+    take at the fastest and slowest of the last seconds, and what limits it:
+    source-read, compress, network, target-write (all that the receiver does) or
+    throttle (--limit). With --json, each line of the output is an object with
+    "file" and "progress", "receipt" and "seconds", or "error".
+
+    \b
+    Examples:
+      # two disks, at most 50 MiB a second, behind everybody else on the disk
+      diskmover push web1.qcow2 web2.qcow2 --to two --limit 50M --io-priority low
+      # a logical volume, into one that `serve --device backup=/dev/VG/LV` offers
+      diskmover push /dev/vg0/db --name backup --to two --peer two
+      # a disk as its guest sees it, whatever its format
+      qemu-nbd --read-only --shared 8 --persistent --socket /run/db.sock db.qcow2
+      diskmover push --nbd unix:/run/db.sock --name db.raw --to two
+      # over a long and lossy line
+      diskmover push web1.qcow2 --to far.example.net --connections 16 --retry-for 600
+    The options --cert, --key and --ca may come from the environment, as shown.
+
+    \b
+    Exit codes: 0 all are there; 1 one failed, 2 wrong usage, 5 try again,
+    130 interrupted. docs/diskmover.md lists the errors and what to do.
+    """  # noqa: D301
     if bool(files) == (nbd is not None):
         raise click.UsageError("name the files to send, or one export with --nbd")
     if name is not None and len(files) > 1:
@@ -329,13 +328,16 @@ def push(
         raise click.UsageError("--content-id and --bitmap go with --nbd only")
     if (bitmap is None) != (since is None):
         raise click.UsageError("--bitmap and --since go together")
-    with _told(as_json):
+    check_names([name or file.name for file in files])
+    # Told to end in whatever way, it lets go of its files first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with _told(as_json, goes_on=True):
         if nbd is not None and name is not None:
             changes = Changes(bitmap, since) if bitmap is not None and since is not None else None
             export = replace(nbd, content_id=content_id, changes=changes)
-            _push_one(export, name, as_json, options)
+            push_one(export, name, as_json=as_json, options=options)
         for file in files:
-            _push_one(file.resolve(), name or file.name, as_json, options)
+            push_one(file.resolve(), name or file.name, as_json=as_json, options=options)
 
 
 @main.command()
@@ -367,129 +369,40 @@ def certs(directory: Path, names: tuple[str, ...]) -> None:
     metavar="unix:PATH[:NAME]",
     help="The digest of a disk as its guest sees it, from this read-only export.",
 )
-def digest(file: Path | None, nbd: NbdExport | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="All that a receipt says of the content.")
+def digest(file: Path | None, nbd: NbdExport | None, as_json: bool) -> None:
     """Print the root digest of FILE, as receipts give it, or of an NBD export."""
-    source = file or nbd
+    source = file.resolve() if file else nbd
     if source is None or (file and nbd):
         raise click.UsageError("name either a file, or an export with --nbd")
-    with _told(as_json=False):
-        shown = source if isinstance(source, Path) else source.address
-        click.echo(f"{diskmover.digest(source).digest}  {shown}")
-
-
-def _push_one(source: Path | NbdExport, name: str, as_json: bool, options: dict[str, Any]) -> None:
-    started = time.monotonic()
-    for receipt in _push_through(source, name, as_json, options):
-        _tell(receipt, time.monotonic() - started, as_json)
-
-
-def _push_through(
-    source: Path | NbdExport, name: str, as_json: bool, options: dict[str, Any]
-) -> list[Receipt]:
-    """Push a source; go on when the receiver has restarted meanwhile."""
-    for attempt in itertools.count(1):
-        job = _start(source, name, options)
-        try:
-            return _follow(job, name, as_json)
-        except MoverError as error:
-            if error.code not in _RESTARTED or attempt == _ATTEMPTS:
-                raise
-        except KeyboardInterrupt:
-            job.cancel()
-            raise
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _start(source: Path | NbdExport, name: str, options: dict[str, Any]) -> Push:
-    peer: str | None = options["peer"]
-    return Push(
-        to=options["to"],
-        receiver=authority.uri_of(peer) if peer else None,
-        tls=TlsFiles(options["cert"], options["key"], options["ca"]),
-        session_id=f"open/{name}",
-        key=_NO_KEY,
-        tag=_TAG,
-        volumes=[OutgoingVolume(name, source)],
-        connections=options["connections"],
-        limit_bytes_per_second=options["limit"],
-        compression=_compression(options["level"], options["no_compress"]),
-        holes=options["holes"],
-        reconnect_timeout_seconds=options["retry_for"],
-    )
-
-
-def _compression(level: int | None, off: bool) -> int | Literal["adaptive"] | None:
-    if off:
-        return None
-    return "adaptive" if level is None else level
-
-
-def _follow(job: Push, name: str, as_json: bool) -> list[Receipt]:
-    live = sys.stderr.isatty() and not as_json
-    while (receipts := job.wait(0.5)) is None:
+    with _told(as_json):
+        found = diskmover.digest(source)
         if as_json:
-            _emit({"file": name, "progress": asdict(job.progress())})
-        elif live:
-            click.echo(f"\r\x1b[K{name}: {_bar(job.progress())}", nl=False, err=True)
-    if live:
-        click.echo("\r\x1b[K", nl=False, err=True)
-    return receipts
-
-
-def _bar(progress: Progress) -> str:
-    share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 1.0
-    eta = "" if progress.eta_seconds is None else f", {progress.eta_seconds:.0f} s left"
-    rate = _size(progress.rate_bytes_per_second)
-    return f"{share:6.1%} of {_size(progress.total_bytes)}, {rate}/s{eta} [{progress.limited_by}]"
-
-
-def _tell(receipt: Receipt, seconds: float, as_json: bool) -> None:
-    if as_json:
-        _emit({"receipt": asdict(receipt), "seconds": round(seconds, 3)})
-        return
-    click.echo(
-        f"{receipt.volume_id}: {_size(receipt.size_bytes)}, of it {_size(receipt.data_bytes)} data,"
-        f" {_size(receipt.wire_bytes)} on the wire, {seconds:.1f} s, digest {receipt.digest}"
-    )
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
-def _emit(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value))
+            click.echo(json.dumps(asdict(found), sort_keys=True, separators=(",", ":")))
+        else:
+            click.echo(f"{found.digest}  {file or (nbd and nbd.address)}")
+        if as_json:
+            click.echo(json.dumps(asdict(found), sort_keys=True, separators=(",", ":")))
+        else:
+            click.echo(f"{found.digest}  {file}")
 
 
 @contextmanager
-def _told(as_json: bool) -> Iterator[None]:
+def _told(as_json: bool, *, goes_on: bool = False) -> Iterator[None]:
+    """Turn errors into words and exit codes; `goes_on` when it can be taken up again."""
     try:
         yield
     except MoverError as error:
-        _fail(error, as_json)
+        _fail(error, as_json, goes_on=goes_on and error.retryable)
     except KeyboardInterrupt:
         click.echo("diskmover: interrupted; the same command goes on from here", err=True)
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _fail(error: MoverError, as_json: bool) -> NoReturn:
+def _fail(error: MoverError, as_json: bool, *, goes_on: bool) -> NoReturn:
     if as_json:
-        _emit(
-            {
-                "error": {
-                    "code": error.code.value,
-                    "message": error.message,
-                    "volume_id": error.volume_id,
-                    "offset": error.offset,
-                    "side": error.side,
-                    "retryable": error.retryable,
-                }
-            }
-        )
+        show.emit(show.failure(error))
     click.echo(f"diskmover: {error}", err=True)
+    if goes_on:
+        click.echo("diskmover: run the same command again to go on", err=True)
     sys.exit(EXIT_UNAVAILABLE if error.retryable else EXIT_FAILED)

@@ -161,6 +161,8 @@ pub struct Shared {
     /// How hard to compress now.
     pub effort: Effort,
     growth: Mutex<Growth>,
+    /// Why no connection came to stand, last.
+    trouble: Mutex<String>,
     passes: AtomicU64,
     resumed: AtomicU64,
     meter: Meter,
@@ -219,6 +221,7 @@ impl Push {
             target_slow: AtomicBool::new(false),
             effort: Effort::new(job.compression),
             growth: Mutex::new(Growth::new(job.connections, job.most_connections)),
+            trouble: Mutex::default(),
             passes: AtomicU64::new(0),
             resumed: AtomicU64::new(0),
             meter: Meter::default(),
@@ -310,6 +313,11 @@ impl Shared {
     pub fn note_resumed(&self) {
         let there = self.volumes.iter().map(Volume::done_bytes).sum();
         self.resumed.store(there, Ordering::Relaxed);
+    }
+
+    /// Notes why a connection could not be made.
+    pub fn note_trouble(&self, why: String) {
+        *lock(&self.trouble) = why;
     }
 
     fn end(&self, outcome: Result<Vec<Receipt>>) -> bool {
@@ -446,7 +454,9 @@ impl Shared {
             let text = format!("the link to {to} broke and did not come back within {seconds} s");
             MoverError::new(Code::LinkLost, text)
         } else {
-            let text = format!("{to} could not be reached within {seconds} s");
+            let why = lock(&self.trouble);
+            let text = format!("{to} could not be reached within {seconds} s: {why}");
+            let text = text.trim_end_matches(": ");
             MoverError::new(Code::ConnectFailed, text)
         })
     }

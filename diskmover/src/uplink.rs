@@ -154,7 +154,10 @@ fn dial(shared: &Shared) -> std::result::Result<TcpStream, End> {
             let text = format!("{to:?} is not HOST:PORT");
             return Err(End::Fatal(MoverError::new(Code::InvalidArgument, text)));
         }
-        Err(_) => return Err(End::Broken),
+        Err(e) => {
+            shared.note_trouble(e.to_string());
+            return Err(End::Broken);
+        }
     };
     let end = Instant::now() + CONNECT_TIMEOUT;
     for address in found {
@@ -179,9 +182,11 @@ fn dial(shared: &Shared) -> std::result::Result<TcpStream, End> {
             }
         }
         let socket = TcpStream::from(fd);
-        let up = matches!(socket.take_error(), Ok(None)) && socket.peer_addr().is_ok();
-        if up && socket.set_nonblocking(false).is_ok() {
-            return Ok(socket);
+        match socket.take_error() {
+            Ok(Some(error)) => shared.note_trouble(error.to_string()),
+            _ if socket.peer_addr().is_err() => shared.note_trouble("it does not answer".into()),
+            _ if socket.set_nonblocking(false).is_ok() => return Ok(socket),
+            _ => {}
         }
     }
     Err(End::Broken)

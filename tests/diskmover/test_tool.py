@@ -6,14 +6,19 @@ import datetime
 import json
 import re
 import stat
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from cryptography import x509
 
 from diskmover import certs as authority
+from diskmover import show
 from diskmover.cli import main
+from diskmover.model import Progress
 from tests.diskmover import stranger, tool
 from tests.diskmover.conftest import Certs
 from tests.diskmover.tool import Serve
@@ -157,6 +162,10 @@ def test_long_names_in_any_script_arrive(serve: Serve, certs: Certs, source: Pat
         (["push", "{source}", "--to", "h:1", "--limit", "0"], "not a rate such as 20M"),
         (["push", "{source}", "--to", "h:1", "--connections", "65"], "1<=x<=64"),
         (["push", "{source}", "{source}", "--to", "h:1", "--name", "x"], "one file only"),
+        (["push", "{source}", "--to", "h:port"], "is not HOST or HOST:PORT"),
+        (["push", "{source}", "--to", "h:70000"], "is not HOST or HOST:PORT"),
+        (["push", "{source}", "{source}", "--to", "h"], "two files are called 'disk'"),
+        (["push", "{directory}/\udcff", "--to", "h"], "is not UTF-8"),
         (["serve"], "Missing option '--root'"),
         (["certs", "{directory}", "a/b"], "cannot be a file name"),
         (["certs", "{directory}", "ca"], "cannot be a file name"),
@@ -166,7 +175,8 @@ def test_long_names_in_any_script_arrive(serve: Serve, certs: Certs, source: Pat
 def test_wrong_usage_exits_with_2(
     arguments: list[str], says: str, certs: Certs, source: Path, tmp_path: Path
 ) -> None:
-    filled = [a.format(source=source, directory=tmp_path / "new") for a in arguments]
+    filled = [a.format(source=source, directory=tmp_path) for a in arguments]
+    (tmp_path / "\udcff").touch()
     tls = certs.options("a") if "--to" in filled else []
     result = CliRunner().invoke(main, filled + tls)
     assert result.exit_code == 2, result.output
@@ -222,3 +232,97 @@ def test_credentials_that_do_not_work_are_told(certs: Certs, source: Path, tmp_p
         result = CliRunner().invoke(main, list(map(str, arguments)))
         assert result.exit_code == 1
         assert json.loads(result.stdout)["error"]["code"] == "CREDENTIALS", result.output
+
+
+# --- what a terminal shows -------------------------------------------------------
+
+
+def progress(**known: Any) -> Progress:
+    given: dict[str, Any] = {
+        "done_bytes": 18 << 20,
+        "total_bytes": 40 << 20,
+        "resumed_bytes": 0,
+        "wire_bytes": 5,
+        "rate_bytes_per_second": 9 << 20,
+        "eta_seconds": 2.4,
+        "eta_low_seconds": 2.1,
+        "eta_high_seconds": 3.2,
+        "limited_by": "network",
+        "connections": 4,
+    }
+    return Progress(**given | known)
+
+
+def test_the_line_has_a_bar_a_range_and_the_stage_that_limits() -> None:
+    assert show.line("d", progress(), 80) == (
+        "d  45% [#########------------] of 40.0 MiB, 9.0 MiB/s, 2 s to 3 s left [network]"
+    )
+
+
+@pytest.mark.parametrize("width", [10, 40, 60, 79, 119, 300])
+@pytest.mark.parametrize("name", ["d", "a-rather-long-name-of-a-disk-image.qcow2"])
+def test_the_line_never_wraps(name: str, width: int) -> None:
+    for told in (progress(), progress(done_bytes=0, connections=0), progress(total_bytes=0)):
+        assert len(show.line(name, told, width)) <= width
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({"eta_seconds": None}, ""),
+        ({"eta_low_seconds": None}, "2 s"),
+        ({"eta_high_seconds": None}, "2 s or more"),
+        ({"eta_high_seconds": 2.2}, "2 s"),
+        ({"eta_low_seconds": 59.4, "eta_high_seconds": 12_345.0}, "59 s to 3h 25m"),
+    ],
+)
+def test_the_time_left_is_a_range(known: dict[str, Any], words: str) -> None:
+    assert show.time_left(progress(**known)) == words
+
+
+def test_a_terminal_gets_a_line_that_is_gone_in_the_end(
+    serve: Serve, certs: Certs, tmp_path: Path
+) -> None:
+    source = tool.noise(tmp_path / "on-a-terminal", 6 << 20)
+    shown = tool.on_terminal(
+        "push", source, "--to", serve.address, "--limit", "3M", *certs.options("a"), columns=80
+    )
+    lines = shown.split("\r\x1b[K")
+    assert len(lines) > 2
+    assert all(len(line) < 80 for line in lines[:-1])
+    assert any("[throttle]" in line for line in lines)
+    assert any("#" in line for line in lines)
+    assert lines[-1].startswith("on-a-terminal: 6.0 MiB, of it 6.0 MiB data")
+
+
+def test_a_repeated_push_says_that_all_was_there(serve: Serve, certs: Certs, source: Path) -> None:
+    push: list[str | Path] = ["push", source, "--to", serve.address, "--name", "repeated"]
+    assert "on the wire" in tool.run(*push, *certs.options("a")).out
+    assert "was there already" in tool.run(*push, *certs.options("a")).out
+
+
+def test_credentials_come_from_the_environment_too(
+    serve: Serve, certs: Certs, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert, key = certs.paths("a")
+    for name, path in (("CERT", cert), ("KEY", key), ("CA", certs.ca)):
+        monkeypatch.setenv(f"DISKMOVER_{name}", str(path))
+    pushed = tool.run("push", source, "--to", serve.address, "--name", "environment")
+    assert pushed.code == 0, pushed.err
+
+
+def test_what_stands_in_the_way_of_a_connection_is_told(certs: Certs, source: Path) -> None:
+    for address, why in (("127.0.0.1:1", "refused"), ("no.invalid", "failed to lookup")):
+        pushed = tool.run(
+            "push", source, "--to", address, "--retry-for", "0.5", *certs.options("a")
+        )
+        assert pushed.code == 5
+        assert why in pushed.err
+        assert "run the same command again to go on" in pushed.err
+
+
+def test_digest_as_json_is_the_canonical_receipt(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(source)
+    script = Path(__file__).parents[2] / "docs" / "receipt.py"
+    recomputed = subprocess.run([sys.executable, script, source], capture_output=True, text=True)
+    assert tool.run("digest", "--json", tmp_path / "link").out == recomputed.stdout

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import selectors
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +59,24 @@ def run(*arguments: str | Path) -> Ended:
 def check(*command: str) -> None:
     """Run another program, which must succeed."""
     subprocess.run(command, check=True)
+
+
+def on_terminal(*arguments: str | Path, columns: int) -> str:
+    """Run a command on a terminal that is so wide; what it shows, with \\n as line ends."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    command = [*_TOOL, *map(str, arguments)]
+    shown = bytearray()
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave) as process:
+        os.close(slave)
+        # When the last one to write is gone, reading fails.
+        with suppress(OSError):
+            while part := os.read(master, 65536):
+                shown += part
+        code = process.wait(PATIENCE_SECONDS)
+    os.close(master)
+    assert code == 0, shown
+    return shown.decode().replace("\r\n", "\n")
 
 
 def push_when_free(*arguments: str | Path) -> Ended:
