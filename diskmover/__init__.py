@@ -31,7 +31,7 @@ from diskmover.model import (
     SessionStatus,
     TlsFiles,
 )
-from diskmover.transfer import Push, Receiver
+from diskmover.transfer import Push, Receiver, take_notes
 
 __all__ = [
     "Changes",
@@ -54,4 +54,5 @@ __all__ = [
     "discard_published",
     "open_beneath",
     "reserve",
+    "take_notes",
 ]

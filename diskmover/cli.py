@@ -210,7 +210,7 @@ def serve(
         else:
             click.echo(f"listening on {receiver.address}, files go to {root}")
         while not ended.wait(1.0):
-            pass
+            show.say_notes()
 
 
 @main.command()

@@ -12,6 +12,7 @@ import click
 
 from diskmover.errors import MoverError
 from diskmover.model import Progress, Receipt
+from diskmover.transfer import take_notes
 
 _WIDEST_BAR = 30
 _NARROWEST_BAR = 8
@@ -43,9 +44,16 @@ class Live:
         """Leave the terminal as if there had been no line."""
         if self._on_terminal:
             self._write("")
+        say_notes()
 
     def _write(self, text: str) -> None:
         click.echo(f"\r\x1b[K{text}", nl=False, err=True)
+
+
+def say_notes() -> None:
+    """Say what makes copies slower than they could be."""
+    for note in take_notes():
+        click.echo(f"diskmover: {note}", err=True)
 
 
 def line(name: str, progress: Progress, width: int) -> str:

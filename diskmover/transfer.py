@@ -33,6 +33,15 @@ from diskmover.model import (
 DEFAULT_BUFFER_BYTES = 64 << 20
 
 
+def take_notes() -> list[str]:
+    """Take what an operator should know: copies that go on, but not as they do best.
+
+    Such as a file system without direct I/O. Each is told once, for all copies of the
+    process; at most 64 are kept until somebody asks.
+    """
+    return _core.take_notes()
+
+
 class Receiver:
     """A listener for incoming copies; one is enough for a process.
 

@@ -28,6 +28,7 @@ from hostd.hypervisor import Hypervisor
 from hostd.incoming import IncomingFiles
 from hostd.jobs import JobBoard, JobStore
 from hostd.made_directories import MadeDirectories
+from hostd.notes import Notes
 from hostd.notify import notify
 from hostd.preparing import Preparation
 from hostd.records import Records
@@ -102,6 +103,8 @@ class Daemon:
             target=target,
         )
         self._stops.resume()
+        self._notes = Notes()
+        self._notes.start()
         await self._serve(servicer)
 
     def _open_data_port(self) -> DataPort:
@@ -154,6 +157,7 @@ class Daemon:
         await self._stops.close()
         await self._copies.close()
         await self._workers.step(self.data_port.close)
+        await self._notes.close()
         await self._workers.step(self._hypervisor.close)
         self._workers.close()
         self._state.close()

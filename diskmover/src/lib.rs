@@ -44,6 +44,7 @@ pub mod medium;
 pub mod messages;
 pub mod mode;
 pub mod nbd;
+pub mod note;
 pub mod offer;
 pub mod opening;
 pub mod origin;

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{FallocateFlags, FileType};
 
 use crate::digest;
+use crate::note;
 use crate::store::Store;
 use crate::sys::ALIGN;
 
@@ -43,6 +44,8 @@ pub struct Medium {
     direct_works: AtomicBool,
     zeroing: Zeroing,
     zeroing_works: AtomicBool,
+    told_cached: AtomicBool,
+    told_zeroing: AtomicBool,
     /// Where in the file the volume begins.
     start: u64,
 }
@@ -68,6 +71,8 @@ impl Medium {
             direct_works: AtomicBool::new(true),
             zeroing,
             zeroing_works: AtomicBool::new(true),
+            told_cached: AtomicBool::new(false),
+            told_zeroing: AtomicBool::new(false),
             start: 0,
         })
     }
@@ -101,7 +106,7 @@ impl Medium {
             let whole = data.len() & !(ALIGN - 1);
             match direct.write_at(&data[..whole], offset) {
                 Ok(()) => at = whole,
-                Err(e) if refuses(&e) => self.direct_works.store(false, Ordering::Relaxed),
+                Err(e) if refuses(&e) => self.go_cached(&e),
                 Err(e) => return Err(e),
             }
         }
@@ -126,7 +131,7 @@ impl Medium {
                 Ok(()) => return Ok(()),
                 // An odd tail of a block device, which alone is refused.
                 Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
-                Err(e) if refuses(&e) => self.zeroing_works.store(false, Ordering::Relaxed),
+                Err(e) if refuses(&e) => self.zero_by_writing(&e),
                 Err(e) => return Err(e),
             }
         }
@@ -144,7 +149,7 @@ impl Medium {
             let whole = len & !(ALIGN - 1);
             match direct.read_at(&mut buffer[..whole], offset) {
                 Ok(()) => at = whole,
-                Err(e) if refuses(&e) => self.direct_works.store(false, Ordering::Relaxed),
+                Err(e) if refuses(&e) => self.go_cached(&e),
                 Err(e) => return Err(e),
             }
         }
@@ -156,9 +161,13 @@ impl Medium {
             .read_at(&mut buffer[at..len], offset + at as u64)
     }
 
-    /// Makes durable what was written.
+    /// Makes durable what was written. What had to go through the page cache leaves
+    /// it again: guests need the memory, nobody reads a copy twice.
     pub fn sync(&self) -> io::Result<()> {
         self.cached.sync()?;
+        if self.direct.is_none() || !self.direct_works.load(Ordering::Relaxed) {
+            self.cached.uncache(0, 0);
+        }
         // The same file, so the same pages: this one only notes it.
         #[cfg(test)]
         if let Some(direct) = &self.direct {
@@ -171,6 +180,26 @@ impl Medium {
         let aligned = memory.is_multiple_of(ALIGN) && offset.is_multiple_of(ALIGN as u64);
         let usable = aligned && self.direct_works.load(Ordering::Relaxed);
         self.direct.as_ref().filter(|_| usable)
+    }
+
+    fn go_cached(&self, why: &io::Error) {
+        self.direct_works.store(false, Ordering::Relaxed);
+        note::once(&self.told_cached, || {
+            format!(
+                "{} takes no direct I/O ({why}); it is written through the page cache",
+                self.cached.shown()
+            )
+        });
+    }
+
+    fn zero_by_writing(&self, why: &io::Error) {
+        self.zeroing_works.store(false, Ordering::Relaxed);
+        note::once(&self.told_zeroing, || {
+            format!(
+                "{} cannot be zeroed by the system ({why}); it is read, and zeros are written where something else stands",
+                self.cached.shown()
+            )
+        });
     }
 
     /// Writes zeros only where something else stands, so that thin volumes stay thin.
@@ -257,6 +286,17 @@ mod tests {
 
     fn allocated(file: &File) -> u64 {
         file.metadata().unwrap().blocks() * 512
+    }
+
+    #[test]
+    fn what_went_through_the_page_cache_leaves_it_once_it_is_durable() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f");
+        let medium = Medium::new(File::create_new(&path).unwrap(), None, true).unwrap();
+        medium.write(0, &vec![7; SIZE as usize]).unwrap();
+        assert!(crate::source::cached_bytes(&path) > 0);
+        medium.sync().unwrap();
+        assert_eq!(crate::source::cached_bytes(&path), 0);
     }
 
     #[test]

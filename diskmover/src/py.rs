@@ -21,6 +21,7 @@ use crate::error::{Code, MoverError, Result};
 use crate::listener::{self, Limits};
 use crate::messages;
 use crate::nbd::address::{Address, Changes, ExportSpec};
+use crate::note;
 use crate::offer::Offer;
 use crate::origin::Origin;
 use crate::priority::IoPriority;
@@ -441,6 +442,11 @@ fn discard_published(py: Python<'_>, root: PathBuf, name: &str, tag: &str) -> Py
 }
 
 #[pyfunction]
+fn take_notes() -> Vec<String> {
+    note::take()
+}
+
+#[pyfunction]
 fn digest(
     py: Python<'_>,
     path: Option<PathBuf>,
@@ -489,6 +495,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(discard, module)?)?;
     module.add_function(wrap_pyfunction!(discard_device, module)?)?;
     module.add_function(wrap_pyfunction!(discard_published, module)?)?;
+    module.add_function(wrap_pyfunction!(take_notes, module)?)?;
     module.add_function(wrap_pyfunction!(digest, module)?)?;
     module.add_function(wrap_pyfunction!(open_beneath, module)?)?;
     module.add_function(wrap_pyfunction!(error_codes, module)?)?;

@@ -7,14 +7,16 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::digest::{self, Bitmap};
 use crate::error::{Code, MoverError, Result};
 use crate::mode::CopyMode;
+use crate::note;
 use crate::plan::Extents;
 use crate::pool::lock;
 use crate::revision::Revision;
@@ -100,6 +102,7 @@ pub struct FileSource {
     is_block: bool,
     size: u64,
     identity: Mutex<Identity>,
+    told_cached: AtomicBool,
 }
 
 /// How to look for holes.
@@ -167,6 +170,7 @@ impl FileSource {
             is_block,
             size: identity.size,
             identity: Mutex::new(identity),
+            told_cached: AtomicBool::new(false),
         })
     }
 
@@ -188,6 +192,7 @@ impl FileSource {
                 }
             }
         }
+        let cached = at..end;
         while at < end {
             match self.file.read_at(&mut buffer[at..end], base + at as u64) {
                 Ok(0) => {
@@ -202,7 +207,20 @@ impl FileSource {
                 }
             }
         }
+        if cached.len() >= ALIGN {
+            self.let_go(base + cached.start as u64, cached.len() as u64);
+        }
         Ok(())
+    }
+
+    /// Drops what had to be read through the page cache, which guests need more.
+    fn let_go(&self, offset: u64, len: u64) {
+        note::once(&self.told_cached, || {
+            let shown = self.path.display();
+            format!("{shown} takes no direct I/O; it is read through the page cache")
+        });
+        let len = std::num::NonZeroU64::new(len);
+        let _ = rustix::fs::fadvise(&self.file, offset, len, Advice::DontNeed);
     }
 }
 
@@ -339,4 +357,43 @@ fn identity_of(file: &File, is_block: bool) -> io::Result<Identity> {
         ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec as u64),
         inode: stat.st_ino,
     })
+}
+
+/// Bytes of a file in the page cache.
+#[cfg(test)]
+pub fn cached_bytes(path: &Path) -> u64 {
+    let mut command = std::process::Command::new("fincore");
+    command.args(["--bytes", "--noheadings", "--output", "RES"]);
+    let told = command.arg(path).output().unwrap();
+    String::from_utf8(told.stdout)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::CHUNK;
+    use crate::sys::AlignedBuf;
+
+    #[test]
+    fn a_source_without_direct_io_leaves_nothing_in_the_page_cache_and_a_note() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("without-direct-io");
+        std::fs::write(&path, vec![7; CHUNK as usize]).unwrap();
+        let file = File::open(&path).unwrap();
+        file.sync_all().unwrap();
+        let source = FileSource::from_files(file, None, &path).unwrap();
+        let mut buffer = AlignedBuf::new(CHUNK as usize).unwrap();
+        source.read_chunk(0, &[0..CHUNK], &mut buffer).unwrap();
+        assert!(buffer.iter().all(|byte| *byte == 7));
+        assert_eq!(cached_bytes(&path), 0);
+        assert!(
+            source
+                .told_cached
+                .load(std::sync::atomic::Ordering::Relaxed)
+        );
+    }
 }

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Advice, FallocateFlags};
@@ -97,7 +98,15 @@ impl Store {
         Ok(())
     }
 
-    /// Drops clean pages from the cache, so that the next read asks the medium.
+    /// What messages call it.
+    pub fn shown(&self) -> String {
+        let link = format!("/proc/self/fd/{}", self.file().as_raw_fd());
+        let path = std::fs::read_link(link);
+        path.map_or_else(|_| "a target".to_owned(), |path| path.display().to_string())
+    }
+
+    /// Drops clean pages from the cache, so that the next read asks the medium; a
+    /// length of 0 stands for all that follows.
     pub fn uncache(&self, offset: u64, len: u64) {
         let len = std::num::NonZeroU64::new(len);
         let _ = rustix::fs::fadvise(&self.file, offset, len, Advice::DontNeed);
