@@ -30,7 +30,7 @@ from tests.lab.wait import wait_for
 T = TypeVar("T")
 
 GUEST = "web1"
-# Some seconds for the 27 MB that the guest's disk takes on the wire.
+# Some seconds for the 27 to 40 MB that the guest's disk takes on the wire.
 SLOWLY = ("--limit", "4M")
 State = pb.Migration
 _RESTING = (
@@ -255,9 +255,9 @@ class Move:
 
     def wait_for_mid_copy(self) -> pb.Migration:
         """Wait until a good part of the disk is durable on the target, and not all."""
-        found = self.wait_until("in mid-copy", lambda m: _copied(m) > 0.2)
+        found = self.wait_until("in mid-copy", lambda m: copied(m) > 0.2)
         assert found.state == State.STATE_COPYING
-        assert _copied(found) < 0.9
+        assert copied(found) < 0.9
         return found
 
     def wait_for_step(self, step: str) -> None:
@@ -295,7 +295,8 @@ class Move:
         self.fleet.expect_boot(self.source, self.boots_before + 1)
 
 
-def _copied(move: pb.Migration) -> float:
+def copied(move: pb.Migration) -> float:
+    """The share of the disks that is on the target, 0 to 1."""
     total = move.progress.total_bytes
     return move.progress.done_bytes / total if total else 0.0
 

@@ -44,6 +44,33 @@ def test_the_parked_copy_stays_while_the_target_lacks_a_disk(fleet: Fleet) -> No
     move.expect_back()
 
 
+def test_a_machine_defined_again_on_its_source_is_told_and_its_parked_copy_stays(
+    fleet: Fleet,
+) -> None:
+    """Never the only copy: it was put back by hand, and Drover cannot know which one counts."""
+    definition = fleet.source.virsh("dumpxml", "--inactive", "--security-info", GUEST)
+    move = fleet.migrate()
+    move.expect_moved()
+    both = ", ".join(f"hosts/{name}" for name in sorted((move.source.name, move.target.name)))
+    by_hand = move.source.inside("/run/by-hand.xml")
+    by_hand.write_text(definition)
+    move.source.virsh("define", "/run/by-hand.xml")
+    wait_for(lambda: _conflict(fleet) == both, "the conflict is shown", interval_seconds=0.3)
+
+    with pytest.raises(CommandFailed, match="INSTANCE_CONFLICT"):
+        move.confirm()
+
+    move.source.virsh("undefine", GUEST)
+    by_hand.unlink()
+    wait_for(lambda: not _conflict(fleet), "the conflict is over", interval_seconds=0.3)
+    move.revert()
+    move.expect_back()
+
+
+def _conflict(fleet: Fleet) -> str:
+    return str(fleet.lab.drover_json("instance", "show", GUEST)["conflict"])
+
+
 def test_a_late_message_of_an_earlier_owner_does_nothing(fleet: Fleet) -> None:
     """One owner: a replica that was paused before the guest stopped now sends what it had in mind.
 

@@ -274,6 +274,11 @@ class Lab:
                 "tbf", "rate", rate, "burst", "1mb", "latency", "50ms",
             )  # fmt: skip
 
+    def bytes_received(self, host: str) -> int:
+        """Bytes that have reached a host over its cable, as the kernel counts them."""
+        port = self.network.port(host)
+        return int(Path(f"/sys/class/net/{port}/statistics/tx_bytes").read_text())
+
     # --- inside --------------------------------------------------------------
 
     def _in_control(self, *command: str | Path) -> list[str]:
