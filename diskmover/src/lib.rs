@@ -16,6 +16,8 @@ extern crate self as diskmover;
 pub mod audit;
 pub mod base;
 pub mod beneath;
+#[cfg(test)]
+mod bounds;
 pub mod codec;
 pub mod device;
 pub mod digest;
@@ -57,6 +59,7 @@ pub mod session;
 pub mod source;
 pub mod stages;
 pub mod store;
+pub mod sync;
 pub mod sys;
 pub mod target;
 pub mod throttle;
