@@ -4,12 +4,12 @@
 //! The keeper makes all durable when half of the room is used, so that workers
 //! need not wait unless the disk does not keep up.
 
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::pool::lock;
+use crate::sync::{Condvar, Mutex, PoisonError};
 
 /// Most bytes that a crash of the receiver can cost, beside what is in flight.
 pub const MOST: u64 = 64 << 20;
@@ -69,24 +69,5 @@ impl Dirt {
     pub fn settle(&self, bytes: u64) {
         *lock(&self.bytes) -= bytes;
         self.settled.notify_all();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn writers_wait_until_something_is_durable() {
-        let dirt = Dirt::default();
-        assert!(dirt.has_room(Duration::ZERO));
-        dirt.add(MOST);
-        assert!(!dirt.has_room(Duration::ZERO));
-        std::thread::scope(|scope| {
-            let writer = scope.spawn(|| dirt.has_room(Duration::from_secs(20)));
-            dirt.settle(MOST);
-            assert!(writer.join().unwrap());
-        });
-        assert_eq!(dirt.bytes(), 0);
     }
 }

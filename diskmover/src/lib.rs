@@ -20,6 +20,8 @@ pub mod audit;
 pub mod base;
 pub mod beneath;
 pub mod bottleneck;
+#[cfg(test)]
+mod bounds;
 pub mod codec;
 pub mod device;
 pub mod digest;
@@ -68,6 +70,7 @@ pub mod session;
 pub mod source;
 pub mod stages;
 pub mod store;
+pub mod sync;
 pub mod sys;
 pub mod target;
 pub mod throttle;

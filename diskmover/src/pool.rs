@@ -1,10 +1,11 @@
 //! The one pool of chunk buffers of a session: the only flow control there is.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::digest::CHUNK;
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::sys::AlignedBuf;
 
 /// Buffers that are made at once: one huge page of most machines.
@@ -112,31 +113,5 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         lock(&self.pool.shelf).free.extend(self.memory.take());
         self.pool.returned.notify_one();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pool_bounds_what_is_out() {
-        let pool = Pool::new(4 * CHUNK);
-        let mut out: Vec<_> = (0..4).map(|_| pool.take(Duration::ZERO).unwrap()).collect();
-        assert!(pool.take(Duration::ZERO).is_none());
-        assert_eq!(out[0].len(), CHUNK as usize);
-        out.pop();
-        assert!(pool.take(Duration::ZERO).is_some());
-    }
-
-    #[test]
-    fn a_waiting_taker_gets_what_is_returned() {
-        let pool = Pool::new(4 * CHUNK);
-        let out: Vec<_> = (0..4).map(|_| pool.take(Duration::ZERO).unwrap()).collect();
-        std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| pool.take(Duration::from_secs(20)).is_some());
-            drop(out);
-            assert!(waiter.join().unwrap());
-        });
     }
 }
