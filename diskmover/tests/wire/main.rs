@@ -11,5 +11,6 @@ mod passes;
 mod peer;
 mod pki;
 mod proof;
+mod revisions;
 mod rig;
 mod seeds;
