@@ -19,7 +19,7 @@ _Incoming = tuple[
     tuple[_Path | None, bool, bool, Sequence[_Seed], bool, bool],
 ]
 # address, name, content_id, (bitmap, since)
-_Nbd = tuple[str, str, str | None, tuple[str, str] | None]
+_Nbd = tuple[str, str, str | None, tuple[str | None, str] | None]
 # volume_id, path, export, size_bytes
 _Outgoing = tuple[str, _Path | None, _Nbd | None, int | None]
 # expected, low, high

@@ -10,8 +10,8 @@ same `push` again goes on where it stopped.
     qemu-nbd --read-only --shared 8 --persistent --socket /run/web1.sock web1.qcow2
     diskmover push --nbd unix:/run/web1.sock --name web1.raw --to b:7443 ...
 
-`serve --format qcow2` makes an image of it; `push --bitmap` sends what was written
-since an earlier copy, for a receiver that runs with `serve --update`.
+`serve --format qcow2` makes an image of it; `push --since --bitmap` sends what was
+written since an earlier copy, to a receiver that runs with `serve --update`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 5 out of reach (try again).
 """
@@ -151,7 +151,7 @@ def main() -> None:
 @click.option(
     "--update",
     is_flag=True,
-    help="Let `push --bitmap` bring a file that it has placed before up to date. The file must "
+    help="Let `push --since` bring a file that it has placed before up to date. The file must "
     "not be in use, and has no name until the new content is complete and verified.",
 )
 @_io_priority
@@ -229,13 +229,13 @@ def serve(
 )
 @click.option(
     "--bitmap",
-    help="Send only what this dirty bitmap of the export says was written since an earlier copy. "
-    "The receiver runs with --update and has that copy; else all is read and compared.",
+    help="Read only what this dirty bitmap of the export says was written since that copy.",
 )
 @click.option(
     "--since",
     metavar="DIGEST",
-    help="Digest of that earlier copy, as `push` printed it. Goes with --bitmap.",
+    help="Bring an earlier copy up to date, the one with this digest, as `push` printed it. The "
+    "receiver runs with --update.",
 )
 @click.option(
     "--to",
@@ -324,16 +324,16 @@ def push(
         raise click.UsageError("--name goes with one file only")
     if nbd is not None and name is None:
         raise click.UsageError("an export has no file name: give one with --name")
-    if nbd is None and (content_id is not None or bitmap is not None):
-        raise click.UsageError("--content-id and --bitmap go with --nbd only")
-    if (bitmap is None) != (since is None):
-        raise click.UsageError("--bitmap and --since go together")
+    if nbd is None and (content_id, bitmap, since) != (None, None, None):
+        raise click.UsageError("--content-id, --bitmap and --since go with --nbd only")
+    if bitmap is not None and since is None:
+        raise click.UsageError("--bitmap needs --since: what it tells is counted from a copy")
     check_names([name or file.name for file in files])
     # Told to end in whatever way, it lets go of its files first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with _told(as_json, goes_on=True):
         if nbd is not None and name is not None:
-            changes = Changes(bitmap, since) if bitmap is not None and since is not None else None
+            changes = Changes(since, bitmap) if since is not None else None
             export = replace(nbd, content_id=content_id, changes=changes)
             push_one(export, name, as_json=as_json, options=options)
         for file in files:

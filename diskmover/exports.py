@@ -7,7 +7,7 @@ from pathlib import Path
 from diskmover.model import NbdExport
 
 # address, name, content_id, (bitmap, since)
-CoreExport = tuple[str, str, str | None, tuple[str, str] | None]
+CoreExport = tuple[str, str, str | None, tuple[str | None, str] | None]
 
 
 def core_source(source: Path | NbdExport) -> tuple[Path | None, CoreExport | None]:

@@ -56,8 +56,8 @@ class IncomingVolume:
         format: "as-sent" places the bytes as they are. "qcow2" makes an image of
             them, and takes only what is sent as a guest sees it: a volume of
             whole sectors, to a file. `size_bytes` is the disk's either way.
-        update: When this tag has published the very copy that a sender's dirty
-            bitmap began with, take its name away and bring it up to date,
+        update: When this tag has published the very copy that a sender's
+            `Changes` begin with, take its name away and bring it up to date,
             instead of answering that it is there. It must not be in use. Until
             the new content is complete and verified, no file has the name.
     """
@@ -79,16 +79,18 @@ class IncomingVolume:
 
 @dataclass(frozen=True)
 class Changes:
-    """A dirty bitmap of an export, and what it is counted from.
+    """What changed in an export since an earlier copy.
 
     Attributes:
-        bitmap: Its name; the export has to offer it (`qemu-nbd --bitmap`).
-        since: Digest of the earlier copy's receipt. The bitmap has to know of
-            everything that was written since the state that was copied then.
+        since: Digest of the earlier copy's receipt.
+        bitmap: The dirty bitmap that tells; the export has to offer it (`qemu-nbd
+            --bitmap`), and it has to know of everything that was written since
+            the state that was copied then. None when there is none to rely on:
+            everything is read, and what differs is sent.
     """
 
-    bitmap: str
     since: str
+    bitmap: str | None = None
 
 
 @dataclass(frozen=True)
@@ -107,10 +109,10 @@ class NbdExport:
             (a stopped guest's disk and its time of change, say). Only with it
             can another attempt go on where one stopped: an export tells neither
             inode nor time, so without it every attempt starts over.
-        changes: Read only what a dirty bitmap says was written since an earlier
-            copy; None to read all. What the target holds is hashed and has to
-            be that copy. If it is another one (or the receiver may not touch
-            it), everything is read and compared, as without it.
+        changes: Bring an earlier copy up to date, and read only what a dirty
+            bitmap says was written since. What the target holds is hashed and
+            has to be that copy; if it is another one, everything is read and
+            compared. None to make a first copy.
     """
 
     address: str

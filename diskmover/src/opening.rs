@@ -206,6 +206,9 @@ impl Known {
             }
         };
         let size = self.ledger.size();
+        if revision.is_all(size) {
+            return Ok(());
+        }
         let unchanged = rebase::unchanged(&self.medium, size, revision, &note, go_on)?;
         // Otherwise it is a base like any other: compared with all of the source.
         let entries = unchanged.unwrap_or_default();

@@ -53,7 +53,12 @@ type Incoming = (
     (u32, Option<u32>, Option<u32>),
     Placing,
 );
-type Nbd = (String, String, Option<String>, Option<(String, String)>);
+type Nbd = (
+    String,
+    String,
+    Option<String>,
+    Option<(Option<String>, String)>,
+);
 type Outgoing = (String, Option<PathBuf>, Option<Nbd>, Option<u64>);
 type Eta = (Option<f64>, Option<f64>, Option<f64>);
 type Progress = (u64, u64, u64, u64, u64, Eta, &'static str, u64);
@@ -166,7 +171,7 @@ fn origin(path: Option<PathBuf>, nbd: Option<Nbd>) -> Result<Origin> {
     }
 }
 
-fn changes((bitmap, since): (String, String)) -> Result<Changes> {
+fn changes((bitmap, since): (Option<String>, String)) -> Result<Changes> {
     let text = format!("{since:?} is not a digest of 64 hexadecimal digits");
     let since = parse_hex(&since).ok_or(MoverError::new(Code::InvalidArgument, text))?;
     Ok(Changes { bitmap, since })

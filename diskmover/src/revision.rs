@@ -72,6 +72,12 @@ impl Revision {
         self.dirty.len()
     }
 
+    /// Whether nothing of a volume of this size can be relied on.
+    pub fn is_all(&self, size: u64) -> bool {
+        let dirty = self.dirty.values().map(|bits| u64::from(bits.count_ones()));
+        dirty.sum::<u64>() >= chunk_count(size)
+    }
+
     /// Whether it can be about a volume of this size.
     pub fn fits(&self, size: u64) -> bool {
         let last = self.dirty.last_key_value();
@@ -153,6 +159,7 @@ mod tests {
         let all = revision(&[0..SIZE]);
         assert_eq!(all.dirty_bits(2), u64::MAX);
         assert_eq!(all.dirty_bits(3), (1 << 9) - 1);
+        assert!(all.is_all(SIZE) && !found.is_all(SIZE));
     }
 
     #[test]

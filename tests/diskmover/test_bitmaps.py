@@ -60,7 +60,7 @@ class Disk:
 
     def export(self, address: str, since: str = "", content_id: str | None = None) -> NbdExport:
         """What changed since the first copy, or another one."""
-        changes = Changes("b0", since or self.first.digest)
+        changes = Changes(since or self.first.digest, "b0")
         return NbdExport(address, content_id=content_id, changes=changes)
 
     def now(self) -> str:

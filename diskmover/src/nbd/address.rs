@@ -25,20 +25,27 @@ pub struct ExportSpec {
     pub address: Address,
     /// Name of the export; the default export has the empty one.
     pub name: String,
-    /// Dirty bitmap that tells what changed, and since when; None to read all.
+    /// What changed since an earlier copy; None to know nothing of one.
     pub changes: Option<Changes>,
     /// Promise of the caller that the same id stands for the same bytes, so that
     /// another attempt can go on where this one stopped.
     pub content_id: Option<String>,
 }
 
-/// A dirty bitmap of an export.
+/// What changed in an export since an earlier copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Changes {
-    /// Its name.
-    pub bitmap: String,
+    /// Dirty bitmap of the export that tells; without one, all may have changed.
+    pub bitmap: Option<String>,
     /// Root digest of the copy that was made when it began.
     pub since: Hash,
+}
+
+impl ExportSpec {
+    /// Name of the dirty bitmap to read by.
+    pub fn bitmap(&self) -> Option<&str> {
+        self.changes.as_ref()?.bitmap.as_deref()
+    }
 }
 
 impl Address {
@@ -73,8 +80,7 @@ impl fmt::Display for Address {
 impl ExportSpec {
     /// Fails when a name is too long.
     pub fn check(&self) -> Result<()> {
-        let changes = self.changes.as_ref();
-        let longest = changes.map_or(0, |changes| changes.bitmap.len() + 64);
+        let longest = self.bitmap().map_or(0, |bitmap| bitmap.len() + 64);
         if self.name.len().max(longest) > MAX_NAME {
             let text = "the name of an export or a bitmap is longer than NBD allows";
             return Err(MoverError::new(Code::InvalidArgument, text));

@@ -4,10 +4,10 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::digest::{self, Bitmap, CHUNK, Hash};
+use crate::digest::{self, Bitmap, CHUNK};
 use crate::error::{Code, MoverError, Result};
 use crate::mode::CopyMode;
-use crate::nbd::address::ExportSpec;
+use crate::nbd::address::{Changes, ExportSpec};
 use crate::nbd::client::Patience;
 use crate::nbd::error::NbdError;
 use crate::nbd::handshake::{ALLOCATION, DIRTY_PREFIX};
@@ -61,7 +61,7 @@ impl NbdSource {
         spec.check()?;
         let shown = spec.to_string();
         let mut contexts = vec![ALLOCATION.to_owned()];
-        let bitmap = spec.changes.as_ref().map(|changes| &changes.bitmap);
+        let bitmap = spec.bitmap();
         contexts.extend(bitmap.map(|name| format!("{DIRTY_PREFIX}{name}")));
         let pool = Pool::open(spec.clone(), contexts, patience);
         let pool = pool.map_err(|e| failed(&shown, &e))?;
@@ -86,7 +86,7 @@ impl NbdSource {
         }
         let size = export.size;
         let revision = match &spec.changes {
-            Some(changes) => Some(changed_since(&shown, &pool, changes.since)?),
+            Some(changes) => Some(changed_since(&shown, &pool, changes)?),
             None => None,
         };
         let identity = identity(size, spec.content_id.as_deref(), nonce, revision.as_ref());
@@ -99,9 +99,13 @@ impl NbdSource {
     }
 }
 
-/// What the bitmap says.
-fn changed_since(shown: &str, pool: &Arc<Pool>, since: Hash) -> Result<Revision> {
-    let mut revision = Revision::new(since);
+/// What the bitmap says; without one, that all may have changed.
+fn changed_since(shown: &str, pool: &Arc<Pool>, changes: &Changes) -> Result<Revision> {
+    let mut revision = Revision::new(changes.since);
+    if changes.bitmap.is_none() {
+        revision.mark(0..pool.export().size);
+        return Ok(revision);
+    }
     let mut map = Map::new(shown, pool, Context::Bitmap, Known::default());
     let mut at = 0;
     let unread = |e: io::Error| MoverError::new(Code::SourceIo, e.to_string());

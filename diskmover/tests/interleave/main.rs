@@ -29,8 +29,8 @@ mod sys {
     pub struct AlignedBuf([u8; 0]);
 
     impl AlignedBuf {
-        pub fn new(_len: usize) -> Option<AlignedBuf> {
-            Some(AlignedBuf::default())
+        pub fn several(count: usize, _len: usize) -> Option<Vec<AlignedBuf>> {
+            Some((0..count).map(|_| AlignedBuf::default()).collect())
         }
     }
 

@@ -137,7 +137,14 @@ fn one_connection_goes_on_alone_when_others_are_not_served_or_see_another_disk()
             // So slowly that all readers want a connection at the same time.
             read: |conn, request| {
                 std::thread::sleep(Duration::from_millis(20));
-                conn.answer_read(request)
+                let len = request.len as usize;
+                match conn.number {
+                    0 => conn.answer_read(request),
+                    _ => {
+                        let other = [&request.offset.to_be_bytes()[..], &vec![9; len]].concat();
+                        conn.chunk(server::DONE, server::DATA, request.cookie, &other)
+                    }
+                }
             },
             ..Manners::default()
         });

@@ -13,5 +13,6 @@ mod peer;
 mod pki;
 mod proof;
 mod relay;
+mod revisions;
 mod rig;
 mod seeds;

@@ -1,0 +1,198 @@
+//! Going on from an earlier copy: what a sender says has changed is checked, and
+//! the rest counts only when the receiver finds that very copy.
+
+use diskmover::digest::{self, CHUNK, Hash};
+use diskmover::entry::Entry;
+use diskmover::error::Code;
+use diskmover::frame::{Header, Kind};
+use diskmover::ledger::Ledger;
+use diskmover::local;
+use diskmover::mode::CopyMode;
+use diskmover::revision::{MAX_SEGMENTS, Revision};
+use diskmover::target::Care;
+
+use crate::peer::Peer;
+use crate::rig::{Rig, SESSION, noise, run};
+
+const SIZE: u64 = 67 * CHUNK + 512;
+
+/// A rig that has received a disk, and may bring it up to date.
+fn received() -> (Rig, Hash) {
+    let rig = Rig::new();
+    let pieces: &[(u64, &[u8])] = &[(0, &noise(1, 3 << 20)), (65 * CHUNK, &noise(2, 1 << 20))];
+    let source = rig.source("disk", SIZE, pieces);
+    rig.open(&[("disk", SIZE)]).unwrap();
+    let receipts = run(rig.job(&[&source])).unwrap();
+    *rig.care.borrow_mut() = Care {
+        update: true,
+        ..Care::default()
+    };
+    (rig, receipts[0].root)
+}
+
+/// A sender that says HELLO, what changed, and OPEN.
+fn opened(rig: &Rig, revision: &Revision) -> Peer {
+    rig.open(&[("disk", SIZE)]).unwrap();
+    let mut peer = Peer::dial(rig, &rig.pki.host("a"));
+    peer.hello(|_| {});
+    peer.hear_kind(Kind::Welcome);
+    for payload in revision.encode() {
+        peer.send(Header::new(Kind::Dirty, 0), &payload);
+    }
+    peer.open(0, "disk", SIZE);
+    peer
+}
+
+/// What the receiver has, by its STATE frames.
+fn state(peer: &mut Peer) -> Ledger {
+    let mut ledger = Ledger::new(SIZE);
+    loop {
+        match peer.hear() {
+            crate::peer::Heard::Frame(header, payload) if header.kind == Kind::State => {
+                let mut rest = payload.as_slice();
+                while !rest.is_empty() {
+                    Entry::decode(&mut rest)
+                        .unwrap()
+                        .apply(&mut ledger)
+                        .unwrap();
+                }
+            }
+            crate::peer::Heard::Frame(header, _) if header.kind == Kind::Opened => return ledger,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// The root digest with chunk 1 as `content`.
+fn root_with(ledger: &mut Ledger, content: &[u8]) -> Hash {
+    let mut bytes = content.to_vec();
+    let bitmap = digest::scan(&bytes);
+    let data = digest::compact(&mut bytes, &bitmap);
+    let hash = digest::chunk_hash(&bitmap, &bytes[..data]);
+    ledger.offer(1, hash, data as u32).unwrap();
+    ledger.confirm(1);
+    (0..ledger.segments()).for_each(|segment| ledger.close_if_full(segment));
+    ledger.root().unwrap()
+}
+
+#[test]
+fn all_but_what_changed_is_there() {
+    let (rig, since) = received();
+    let mut revision = Revision::new(since);
+    revision.mark(CHUNK + 7..CHUNK + 8);
+    let mut peer = opened(&rig, &revision);
+    let mut ledger = state(&mut peer);
+    assert_eq!(ledger.done_bytes(), SIZE - CHUNK);
+    assert!(!ledger.is_done(1));
+    assert!(
+        !rig.root().join("disk").exists(),
+        "an old copy has the name"
+    );
+    let content = noise(9, 1 << 20);
+    peer.data(0, 1, SIZE, &content);
+    peer.hear_kind(Kind::Ack);
+    let root = root_with(&mut ledger, &content);
+    peer.finish(0, SIZE, &root);
+    peer.hear_kind(Kind::Receipt);
+    let placed = local::digest(&rig.root().join("disk")).unwrap();
+    assert_eq!(placed.2, root);
+}
+
+#[test]
+fn another_result_than_the_sender_has_is_not_published() {
+    let (rig, since) = received();
+    let mut revision = Revision::new(since);
+    revision.mark(CHUNK..CHUNK + 1);
+    let mut peer = opened(&rig, &revision);
+    state(&mut peer);
+    peer.data(0, 1, SIZE, &noise(9, 1 << 20));
+    peer.hear_kind(Kind::Ack);
+    peer.finish(0, SIZE, &[7; 32]);
+    let error = peer.hear_error().unwrap();
+    assert_eq!(error.code, Code::DigestMismatch);
+    assert!(!rig.root().join("disk").exists());
+}
+
+#[test]
+fn nothing_is_there_when_the_copy_is_not_the_promised_one() {
+    let (rig, since) = received();
+    let path = rig.root().join("disk");
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, b"!", 2 * CHUNK + 5).unwrap();
+    drop(file);
+    let mut peer = opened(&rig, &Revision::new(since));
+    assert_eq!(state(&mut peer).done_bytes(), 0);
+}
+
+#[test]
+fn without_leave_the_copy_keeps_its_name() {
+    let (rig, since) = received();
+    *rig.care.borrow_mut() = Care::default();
+    let mut peer = opened(&rig, &Revision::new(since));
+    let (_, payload) = peer.hear_kind(Kind::Opened);
+    assert!(!payload.is_empty(), "the receipt answers");
+    assert!(rig.root().join("disk").exists());
+}
+
+#[test]
+fn nonsense_about_changes_ends_the_session() {
+    let beyond = |p: &mut Peer| {
+        let mut revision = Revision::new([1; 32]);
+        revision.mark(SIZE..SIZE + CHUNK);
+        p.send(Header::new(Kind::Dirty, 0), &revision.encode()[0]);
+        p.open(0, "disk", SIZE);
+    };
+    let endless = |p: &mut Peer| {
+        for volume in 0..2 {
+            let mut revision = Revision::new([volume as u8; 32]);
+            let step = digest::SEGMENT_CHUNKS * CHUNK;
+            let last = if volume == 0 { MAX_SEGMENTS as u64 } else { 1 };
+            (0..last).for_each(|s| revision.mark(s * step..s * step + 1));
+            for payload in revision.encode() {
+                p.send(Header::new(Kind::Dirty, volume), &payload);
+            }
+        }
+    };
+    let mode = |p: &mut Peer| {
+        let open = diskmover::messages::Open {
+            identity: crate::peer::identity(SIZE),
+            mode: CopyMode::GuestVisible,
+            volume: "disk".to_owned(),
+        };
+        let mut payload = open.encode();
+        payload[32] = 9;
+        p.send(Header::new(Kind::Open, 0), &payload);
+    };
+    type Act<'a> = &'a dyn Fn(&mut Peer);
+    let faults: [(&str, Act, Code); 6] = [
+        (
+            "crumbs",
+            &|p| p.send(Header::new(Kind::Dirty, 0), &[1; 33]),
+            Code::Protocol,
+        ),
+        (
+            "no digest",
+            &|p| p.send(Header::new(Kind::Dirty, 0), &[]),
+            Code::Protocol,
+        ),
+        (
+            "no such volume",
+            &|p| p.send(Header::new(Kind::Dirty, 9), &[1; 32]),
+            Code::Protocol,
+        ),
+        ("beyond the end", &beyond, Code::Protocol),
+        ("more than there can be", &endless, Code::LimitExceeded),
+        ("a mode of a later version", &mode, Code::Protocol),
+    ];
+    for (what, act, code) in faults {
+        let rig = Rig::new();
+        rig.open(&[("disk", SIZE), ("other", SIZE)]).unwrap();
+        let mut peer = Peer::dial(&rig, &rig.pki.host("a"));
+        peer.hello(|_| {});
+        peer.hear_kind(Kind::Welcome);
+        act(&mut peer);
+        let error = rig.failure(SESSION);
+        assert_eq!(error.code, code, "{what}: {error:?}");
+        assert_eq!(rig.arrived(), [""; 0], "{what}");
+    }
+}
