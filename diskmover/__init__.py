@@ -20,6 +20,7 @@ from diskmover.files import (
     reserve,
 )
 from diskmover.model import (
+    EndedCopy,
     FileDigest,
     IncomingVolume,
     NbdExport,
@@ -33,6 +34,7 @@ from diskmover.model import (
 from diskmover.transfer import Push, Receiver
 
 __all__ = [
+    "EndedCopy",
     "ErrorCode",
     "FileDigest",
     "IncomingVolume",

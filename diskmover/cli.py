@@ -39,6 +39,7 @@ from diskmover.transfer import Receiver
 EXIT_FAILED = 1
 EXIT_UNAVAILABLE = 5
 EXIT_INTERRUPTED = 130
+_LOOK_SECONDS = 0.5
 
 _existing = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -137,7 +138,12 @@ def main() -> None:
     "reused and not sent again; may be repeated.",
 )
 @_io_priority
-@click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Say where it listens, and how each copy ended, as JSON lines.",
+)
 @_tls_options
 def serve(
     root: Path,
@@ -183,8 +189,9 @@ def serve(
             show.emit({"listening": receiver.address, "root": str(root)})
         else:
             click.echo(f"listening on {receiver.address}, files go to {root}")
-        while not ended.wait(1.0):
-            pass
+        while not ended.wait(_LOOK_SECONDS):
+            for copy in receiver.take_ended():
+                show.arrival(copy, as_json=as_json)
 
 
 @main.command()

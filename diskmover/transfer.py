@@ -19,6 +19,7 @@ from typing import Literal, Self
 
 from diskmover import _core
 from diskmover.model import (
+    EndedCopy,
     IncomingVolume,
     IoPriority,
     NbdExport,
@@ -180,6 +181,17 @@ class Receiver:
         self._core.serve_names(
             root, dict(devices or {}), paranoid, readback, [(root, name) for name in seeds]
         )
+
+    def take_ended(self) -> list[EndedCopy]:
+        """How copies to `serve_names` have ended since this was last called.
+
+        The last 1000 are kept. One whose sender was cut off has not ended: it may
+        go on.
+        """
+        return [
+            EndedCopy(name, sender, tuple(Receipt(*receipt) for receipt in receipts), error)
+            for name, sender, receipts, error in self._core.take_ended()
+        ]
 
     def close(self) -> None:
         """Stop listening and close all sessions; parts and journals stay."""
