@@ -224,9 +224,7 @@ def serve(
     type=click.IntRange(1, 64),
     help="TCP connections; more help over long distances.",
 )
-@click.option(
-    "--limit", type=Rate(), help="Most bytes a second on the wire, such as 20M (K, M, G: 1024s)."
-)
+@click.option("--limit", type=Rate(), help="Most bytes a second on the wire, such as 20M or 20Mi.")
 @_io_priority
 @click.option(
     "--level",
@@ -274,7 +272,7 @@ def push(
 
     \b
     Examples:
-      # two disks, at most 50 MiB a second, behind everybody else on the disk
+      # two disks, at most 50 MB a second, behind everybody else on the disk
       diskmover push web1.qcow2 web2.qcow2 --to two --limit 50M --io-priority low
       # a logical volume, into one that `serve --device backup=/dev/VG/LV` offers
       diskmover push /dev/vg0/db --name backup --to two --peer two

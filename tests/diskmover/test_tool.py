@@ -15,11 +15,13 @@ import pytest
 from click.testing import CliRunner
 from cryptography import x509
 
+from controlplane.cli.units import RateType
 from diskmover import _core, show
 from diskmover import certs as authority
 from diskmover.cli import main
 from diskmover.errors import MoverError
 from diskmover.model import EndedCopy, Progress
+from diskmover.params import Rate
 from tests.diskmover import stranger, tool
 from tests.diskmover.conftest import Certs
 from tests.diskmover.tool import Serve
@@ -147,6 +149,14 @@ def test_long_names_in_any_script_arrive(serve: Serve, certs: Certs, source: Pat
     )
     assert pushed.receipt["volume_id"] == name
     assert tool.same(source, serve.root / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("7", 7), ("20M", 20_000_000), ("20Mi", 20 << 20), ("3kB/s", 3000), ("1GiB/s", 1 << 30)],
+)
+def test_rates_are_read_as_drover_reads_them(text: str, rate: int) -> None:
+    assert Rate().convert(text, None, None) == rate == RateType().convert(text, None, None)
 
 
 @pytest.mark.parametrize(
