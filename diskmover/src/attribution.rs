@@ -57,7 +57,7 @@ fn a_slow_source_is_named() {
     let rig = Rig::new();
     let job = job(&rig);
 
-    slow::make(&rig.root().parent().unwrap().join("out"), SLOW / 8);
+    slow::make(&rig.root().parent().unwrap().join("out"), SLOW / 2);
 
     assert_eq!(named(job), "source-read");
 }
