@@ -21,6 +21,7 @@ from diskmover.files import (
 )
 from diskmover.model import (
     Changes,
+    EndedCopy,
     FileDigest,
     IncomingVolume,
     NbdExport,
@@ -35,6 +36,7 @@ from diskmover.transfer import Push, Receiver, take_notes
 
 __all__ = [
     "Changes",
+    "EndedCopy",
     "ErrorCode",
     "FileDigest",
     "IncomingVolume",

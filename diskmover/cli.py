@@ -42,6 +42,7 @@ from diskmover.transfer import Receiver
 EXIT_FAILED = 1
 EXIT_UNAVAILABLE = 5
 EXIT_INTERRUPTED = 130
+_LOOK_SECONDS = 0.5
 
 _existing = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -155,7 +156,12 @@ def main() -> None:
     "not be in use, and has no name until the new content is complete and verified.",
 )
 @_io_priority
-@click.option("--json", "as_json", is_flag=True, help="Say where it listens as JSON.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Say where it listens, and how each copy ended, as JSON lines.",
+)
 @_tls_options
 def serve(
     root: Path,
@@ -209,7 +215,9 @@ def serve(
             show.emit({"listening": receiver.address, "root": str(root)})
         else:
             click.echo(f"listening on {receiver.address}, files go to {root}")
-        while not ended.wait(1.0):
+        while not ended.wait(_LOOK_SECONDS):
+            for copy in receiver.take_ended():
+                show.arrival(copy, as_json=as_json)
             show.say_notes()
 
 
@@ -251,9 +259,7 @@ def serve(
     type=click.IntRange(1, 64),
     help="TCP connections.  [default: 4, and more over long distances while it helps]",
 )
-@click.option(
-    "--limit", type=Rate(), help="Most bytes a second on the wire, such as 20M (K, M, G: 1024s)."
-)
+@click.option("--limit", type=Rate(), help="Most bytes a second on the wire, such as 20M or 20Mi.")
 @_io_priority
 @click.option(
     "--level",
@@ -303,7 +309,7 @@ def push(
 
     \b
     Examples:
-      # two disks, at most 50 MiB a second, behind everybody else on the disk
+      # two disks, at most 50 MB a second, behind everybody else on the disk
       diskmover push web1.qcow2 web2.qcow2 --to two --limit 50M --io-priority low
       # a logical volume, into one that `serve --device backup=/dev/VG/LV` offers
       diskmover push /dev/vg0/db --name backup --to two --peer two

@@ -222,6 +222,23 @@ class FileDigest:
     digest: str
 
 
+@dataclass(frozen=True)
+class EndedCopy:
+    """How a copy to a receiver without sessions ended.
+
+    Attributes:
+        name: The name that the sender gave.
+        sender: URI name in its certificate.
+        receipts: One when it is there, else empty.
+        error: Why it is not.
+    """
+
+    name: str
+    sender: str
+    receipts: tuple[Receipt, ...]
+    error: MoverError | None
+
+
 @unique
 class SessionState(StrEnum):
     """Where a receiving session stands.

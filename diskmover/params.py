@@ -11,24 +11,26 @@ import click
 from diskmover.model import NbdExport
 
 PORT = 7443
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+_BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LARGEST_PORT = 65_535
 
 
 class Rate(click.ParamType[int]):
-    """Bytes a second: a number with K, M or G."""
+    """Bytes a second: 20M is 20,000,000, 20Mi is 20 MiB; as `drover` reads it."""
 
     name = "rate"
+    _FORM = re.compile(r"(\d+)([KMG]?)(I?)B?(?:/S)?")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Parse "20M" and the like."""
         if isinstance(value, int):
             return value
-        text = str(value).strip().upper()
-        digits, unit = (text[:-1], text[-1]) if text[-1:] in _UNITS else (text, "")
-        if not digits.isdigit() or int(digits) == 0:
-            self.fail(f"{value!r} is not a rate such as 20M", param, ctx)
-        return int(digits) * _UNITS[unit]
+        form = self._FORM.fullmatch(str(value).strip().upper())
+        if form is None or int(form[1]) == 0:
+            self.fail(f"{value!r} is not a rate such as 20M or 20Mi", param, ctx)
+        units = _BINARY if form[3] else _DECIMAL
+        return int(form[1]) * units[form[2]]
 
 
 class Address(click.ParamType[str]):

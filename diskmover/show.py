@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from diskmover.errors import MoverError
-from diskmover.model import Progress, Receipt
+from diskmover.model import EndedCopy, Progress, Receipt
 from diskmover.transfer import take_notes
 
 _WIDEST_BAR = 30
@@ -122,6 +122,23 @@ def told(receipt: Receipt, progress: Progress, seconds: float) -> str:
     before = f"{size(progress.resumed_bytes)} were there, " if progress.resumed_bytes else ""
     wire = f"{size(receipt.wire_bytes)} on the wire, {seconds:.1f} s"
     return f"{what}, {before}{wire}, digest {receipt.digest}"
+
+
+def arrival(copy: EndedCopy, *, as_json: bool) -> None:
+    """Tell how a copy ended, at its receiver."""
+    if as_json:
+        about: dict[str, Any] = {"file": copy.name, "sender": copy.sender}
+        outcome = failure(copy.error) if copy.error else {"receipt": asdict(copy.receipts[0])}
+        emit(about | outcome)
+        return
+    if copy.error:
+        what = str(copy.error)
+    else:
+        (receipt,) = copy.receipts
+        what = f"{size(receipt.size_bytes)}, digest {receipt.digest}"
+    line = f"{copy.name} from {copy.sender}: {what}"
+    # The name is the sender's choice: it must not act on the terminal.
+    click.echo("".join(char if char.isprintable() else "?" for char in line))
 
 
 def failure(error: MoverError) -> dict[str, Any]:

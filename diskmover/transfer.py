@@ -20,6 +20,7 @@ from typing import Literal, Self
 from diskmover import _core
 from diskmover.exports import CoreExport, core_source
 from diskmover.model import (
+    EndedCopy,
     IncomingVolume,
     IoPriority,
     OutgoingVolume,
@@ -198,6 +199,17 @@ class Receiver:
             format == "qcow2",
             update,
         )
+
+    def take_ended(self) -> list[EndedCopy]:
+        """How copies to `serve_names` have ended since this was last called.
+
+        The last 1000 are kept. One whose sender was cut off has not ended: it may
+        go on.
+        """
+        return [
+            EndedCopy(name, sender, tuple(Receipt(*receipt) for receipt in receipts), error)
+            for name, sender, receipts, error in self._core.take_ended()
+        ]
 
     def close(self) -> None:
         """Stop listening and close all sessions; parts and journals stay."""

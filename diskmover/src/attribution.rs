@@ -69,7 +69,7 @@ fn a_slow_source_is_named() {
     let rig = Rig::new();
     let job = job(&rig);
     let sources = rig.root().parent().unwrap().join("out");
-    let _slow = inject(&sources, slow(Op::Read, SLOW / 8));
+    let _slow = inject(&sources, slow(Op::Read, SLOW / 2));
     assert_eq!(named(job), "source-read");
 }
 

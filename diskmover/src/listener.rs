@@ -25,6 +25,8 @@ use crate::session::{MAX_VOLUMES, OPEN_TO_ALL, Opening, Phase, Session};
 use crate::tls::TlsFiles;
 
 /// Keys that are remembered to name a replay.
+/// Ends that are kept for somebody to ask about.
+const UNASKED: usize = 1000;
 const RETIRED: usize = 1024;
 
 /// Bounds of a receiver.
@@ -64,8 +66,20 @@ struct Shared {
     /// Held from finding a session of the stand-alone tool until the connection
     /// is in it: another connection would take it for an idle one.
     open_turn: Mutex<()>,
+    /// How sessions ended that are forgotten and were not asked about.
+    ended: Mutex<VecDeque<Ended>>,
     connections: AtomicUsize,
     stop: AtomicBool,
+}
+
+/// How a copy to a listener without sessions ended.
+pub struct Ended {
+    /// The name that the sender gave.
+    pub name: String,
+    /// Its URI name.
+    pub sender: String,
+    /// Its receipts, or why there are none.
+    pub outcome: Result<Vec<messages::Receipt>>,
 }
 
 /// A listener and its sessions.
@@ -101,6 +115,7 @@ impl Receiver {
             registry: Mutex::default(),
             offer: Mutex::new(None),
             open_turn: Mutex::default(),
+            ended: Mutex::default(),
             connections: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
         });
@@ -155,6 +170,19 @@ impl Receiver {
         Ok(())
     }
 
+    /// How copies that were accepted by name have ended since this was last asked.
+    pub fn take_ended(&self) -> Vec<Ended> {
+        let current: Vec<_> = lock(&self.shared.registry)
+            .sessions
+            .values()
+            .cloned()
+            .collect();
+        for session in current {
+            self.shared.note_end(&session);
+        }
+        lock(&self.shared.ended).drain(..).collect()
+    }
+
     /// Stops listening and closes all sessions.
     pub fn close(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);
@@ -197,11 +225,31 @@ impl Shared {
         Ok(())
     }
 
+    /// Keeps how a session of the stand-alone tool ended, once.
+    fn note_end(&self, session: &Session) {
+        if !session.id.starts_with(OPEN_TO_ALL) {
+            return;
+        }
+        let Some(outcome) = session.take_outcome() else {
+            return;
+        };
+        let mut ended = lock(&self.ended);
+        if ended.len() == UNASKED {
+            ended.pop_front();
+        }
+        ended.push_back(Ended {
+            name: session.specs[0].volume.clone(),
+            sender: session.sender.clone().unwrap_or_default(),
+            outcome,
+        });
+    }
+
     fn retire(&self, id: &str) {
         let Some(session) = lock(&self.registry).sessions.remove(id) else {
             return;
         };
         session.close();
+        self.note_end(&session);
         let mut registry = lock(&self.registry);
         let keys = session.keys.clone();
         registry.retired.push_back(Retired {

@@ -63,6 +63,7 @@ type Outgoing = (String, Option<PathBuf>, Option<Nbd>, Option<u64>);
 type Eta = (Option<f64>, Option<f64>, Option<f64>);
 type Progress = (u64, u64, u64, u64, u64, Eta, &'static str, u64);
 type Receipt = (String, u64, u64, u64, u64, u64, String, &'static str);
+type Ended = (String, String, Vec<Receipt>, Option<Py<PyAny>>);
 type Status = (&'static str, Progress, Vec<Receipt>, Option<Py<PyAny>>);
 
 /// Nobody who is let in needs longer for handshake and HELLO.
@@ -320,6 +321,18 @@ impl Receiver {
             update,
         };
         detached(py, || self.inner.serve_names(offer))
+    }
+
+    fn take_ended(&self, py: Python<'_>) -> PyResult<Vec<Ended>> {
+        let tell = |ended: listener::Ended| {
+            let (receipts, error) = match ended.outcome {
+                Ok(receipts) => (receipts.into_iter().map(receipt_tuple).collect(), None),
+                Err(error) => (Vec::new(), Some(exception(py, &error)?.unbind())),
+            };
+            Ok((ended.name, ended.sender, receipts, error))
+        };
+        let ended = py.detach(|| self.inner.take_ended());
+        ended.into_iter().map(tell).collect()
     }
 
     fn close(&self, py: Python<'_>) {

@@ -101,6 +101,8 @@ pub struct Session {
     /// Tells the workers to end.
     pub drained: AtomicBool,
     stop: AtomicBool,
+    /// How it ended was told to the caller of a listener without sessions.
+    told: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
     sizes: Mutex<Vec<Option<u64>>>,
@@ -130,6 +132,7 @@ impl Session {
             unplaced: AtomicUsize::new(0),
             drained: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            told: AtomicBool::new(false),
             state: Mutex::new(State {
                 phase: Phase::Waiting,
                 nonce: None,
@@ -151,6 +154,16 @@ impl Session {
     /// Where it stands.
     pub fn phase(&self) -> Phase {
         lock(&self.state).phase.clone()
+    }
+
+    /// How it ended, the first time that it is asked after that; None otherwise.
+    pub fn take_outcome(&self) -> Option<Result<Vec<Receipt>>> {
+        let outcome = match self.phase() {
+            Phase::Done => Ok(lock(&self.receipts).iter().flatten().cloned().collect()),
+            Phase::Failed(error) => Err(error),
+            Phase::Waiting | Phase::Receiving => return None,
+        };
+        (!self.told.swap(true, Ordering::Relaxed)).then_some(outcome)
     }
 
     /// Whether its threads should end.

@@ -15,10 +15,13 @@ import pytest
 from click.testing import CliRunner
 from cryptography import x509
 
+from controlplane.cli.units import RateType
+from diskmover import _core, show
 from diskmover import certs as authority
-from diskmover import show
 from diskmover.cli import main
-from diskmover.model import Progress
+from diskmover.errors import MoverError
+from diskmover.model import EndedCopy, Progress
+from diskmover.params import Rate
 from tests.diskmover import stranger, tool
 from tests.diskmover.conftest import Certs
 from tests.diskmover.tool import Serve
@@ -146,6 +149,14 @@ def test_long_names_in_any_script_arrive(serve: Serve, certs: Certs, source: Pat
     )
     assert pushed.receipt["volume_id"] == name
     assert tool.same(source, serve.root / name)
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"),
+    [("7", 7), ("20M", 20_000_000), ("20Mi", 20 << 20), ("3kB/s", 3000), ("1GiB/s", 1 << 30)],
+)
+def test_rates_are_read_as_drover_reads_them(text: str, rate: int) -> None:
+    assert Rate().convert(text, None, None) == rate == RateType().convert(text, None, None)
 
 
 @pytest.mark.parametrize(
@@ -326,3 +337,37 @@ def test_digest_as_json_is_the_canonical_receipt(source: Path, tmp_path: Path) -
     script = Path(__file__).parents[2] / "docs" / "receipt.py"
     recomputed = subprocess.run([sys.executable, script, source], capture_output=True, text=True)
     assert tool.run("digest", "--json", tmp_path / "link").out == recomputed.stdout
+
+
+def test_serve_says_what_came_and_what_did_not(certs: Certs, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "taken").touch()
+    source = tool.noise(tmp_path / "first", 5000)
+    serve = Serve(tmp_path / "in", certs.options("b"))
+    base: list[str | Path] = ["push", source, "--to", serve.address, *certs.options("a")]
+    receipts = {name: tool.run(*base, "--json", "--name", name).receipt for name in ("x", "y")}
+    said = [serve.next_line(), serve.next_line()]
+    assert {line["file"]: line["receipt"] for line in said} == receipts
+    assert {line["sender"] for line in said} == {"diskmover://a"}
+    assert tool.run(*base, "--name", "taken").code == 1
+    refused = serve.next_line()
+    assert (refused["file"], refused["error"]["code"]) == ("taken", "TARGET_EXISTS")
+    assert serve.stop() == 0
+
+
+def test_what_a_sender_calls_its_file_does_not_act_on_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = MoverError("TARGET_EXISTS", "it is there")
+    show.arrival(EndedCopy("\x1b[2Jdisk\n", "diskmover://a", (), error), as_json=False)
+    assert capsys.readouterr().out == "?[2Jdisk? from diskmover://a: TARGET_EXISTS: it is there\n"
+
+
+def test_every_error_is_in_the_manual_with_its_exit_code() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "diskmover.md").read_text()
+    told = {
+        code: int(exit_code)
+        for codes, exit_code in re.findall(r"^\| ((?:`[A-Z_]+`(?:, )?)+) \| (\d) \|", manual, re.M)
+        for code in re.findall(r"[A-Z_]+", codes)
+    }
+    assert told == {name: 5 if retryable else 1 for name, retryable in _core.error_codes()}

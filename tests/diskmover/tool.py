@@ -109,13 +109,18 @@ class Serve:
         self._process = subprocess.Popen(
             [*within, *_TOOL, "serve", "--root", str(root), "--listen", listen, "--json", *tls],
             stdout=subprocess.PIPE,
-            text=True,
+            bufsize=0,  # else one reading could take two lines
         )
+        self.address: str = self.next_line()["listening"]
+
+    def next_line(self) -> dict[str, Any]:
+        """The next JSON line that it prints."""
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as waiting:
             waiting.register(self._process.stdout, selectors.EVENT_READ)
-            assert waiting.select(PATIENCE_SECONDS), "serve does not say where it listens"
-        self.address: str = json.loads(self._process.stdout.readline())["listening"]
+            assert waiting.select(PATIENCE_SECONDS), "serve says nothing"
+        said: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return said
 
     def kill(self) -> None:
         """kill -9."""
