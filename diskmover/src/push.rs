@@ -5,11 +5,14 @@
 //!   ^                                                              |
 //!   +------------------ what a broken connection had --------------+
 //! ```
-//! The coordinator watches: when all is acknowledged it checks that the source
-//! did not change (else another pass begins, over what was placed), lets one
-//! uplink send the root digests, and ends the copy when all receipts are there.
+//! The coordinator (push/coordinator.rs) watches: when all is acknowledged it
+//! checks that the source did not change (else another pass begins, over what was
+//! placed), lets one uplink send the root digests, and ends the copy when all
+//! receipts are there.
 
-use std::net::{Shutdown, TcpStream};
+mod coordinator;
+
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -19,7 +22,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use rustls::ClientConfig;
 
 use crate::base::Mask;
-use crate::bottleneck::{self, Bottleneck, Stage};
+use crate::bottleneck::Bottleneck;
 use crate::digest::{Bitmap, Hash};
 use crate::effort::{Compression, Effort};
 use crate::error::{Code, MoverError, Result};
@@ -28,21 +31,15 @@ use crate::frame::{Header, Kind};
 use crate::growth::Growth;
 use crate::guard;
 use crate::link::Link;
-use crate::local;
 use crate::messages::{self, Keys, Receipt};
 use crate::origin::Origin;
 use crate::pool::{Buffer, Pool, lock};
 use crate::priority::IoPriority;
 use crate::progress::{Eta, Meter, Progress};
 use crate::session::{MAX_VOLUMES, TICK};
-use crate::stages;
 use crate::throttle::Throttle;
 use crate::tls::TlsFiles;
-use crate::uplink;
 
-const READERS: usize = 4;
-/// A source that changes in each of so many passes is in use.
-const MAX_PASSES: u64 = 3;
 /// Chunks in each queue between stages.
 pub const QUEUE: usize = 16;
 
@@ -233,7 +230,7 @@ impl Push {
         });
         let thread = {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || coordinate(&shared))
+            std::thread::spawn(move || coordinator::coordinate(&shared))
         };
         Ok(Push {
             shared,
@@ -360,180 +357,6 @@ impl Shared {
             connections: lock(&self.links).len() as u64,
         }
     }
-
-    /// One look at how it goes.
-    fn watch(&self) -> Result<()> {
-        self.meter.note(self.done());
-        let links = lock(&self.links).clone();
-        self.effort.note(links.iter().map(|link| link.send_times()));
-        self.find_bottleneck();
-        self.check_links()?;
-        let receipts: Vec<Receipt> = self
-            .volumes
-            .iter()
-            .filter_map(|volume| lock(&volume.receipt).clone())
-            .collect();
-        if receipts.len() == self.volumes.len() {
-            self.check_claims(&receipts)?;
-            self.end(Ok(receipts));
-            return Ok(());
-        }
-        let complete =
-            |volume: &Volume| lock(&volume.receipt).is_some() || lock(&volume.ledger).is_complete();
-        if self.opened.load(Ordering::Acquire)
-            && *lock(&self.finish) == Finish::NotYet
-            && self.volumes.iter().all(complete)
-        {
-            if self.pass_again()? {
-                return Ok(());
-            }
-            *lock(&self.finish) = Finish::Free;
-        }
-        Ok(())
-    }
-
-    /// Compares the source with receipts of an earlier copy, of which nothing
-    /// was sent this time.
-    fn check_claims(&self, receipts: &[Receipt]) -> Result<()> {
-        for (volume, receipt) in self.volumes.iter().zip(receipts) {
-            if lock(&volume.ledger).root() == Some(receipt.root) {
-                continue;
-            }
-            let digest = local::digest_of(&*volume.source, || self.stopping())
-                .map_err(|e| e.in_volume(&volume.id))?;
-            if digest.2 != receipt.root {
-                let text = format!(
-                    "this copy has placed {:?} before, and its source has other content now; \
-                     move the target out of the way to copy again",
-                    volume.id
-                );
-                return Err(MoverError::new(Code::TargetExists, text).in_volume(&volume.id));
-            }
-        }
-        Ok(())
-    }
-
-    /// Begins another pass over the volumes whose source has changed, or has data
-    /// where its map had holes; false when there is none. What the receiver has becomes the base, and only what
-    /// differs is sent. All is acknowledged now, so nothing is under way.
-    fn pass_again(&self) -> Result<bool> {
-        let mut torn = Vec::new();
-        for volume in &self.volumes {
-            let open = lock(&volume.receipt).is_none();
-            let seed = u64::from_le_bytes(*self.nonce.first_chunk().unwrap_or(&[0; 8]));
-            let stopping = || self.stopping();
-            if open && (volume.is_torn()? || volume.has_false_holes(seed, stopping)?) {
-                torn.push(volume);
-            }
-        }
-        let Some(first) = torn.first() else {
-            return Ok(false);
-        };
-        if self.passes.fetch_add(1, Ordering::Relaxed) + 1 >= MAX_PASSES {
-            let how = format!("again in each of {MAX_PASSES} passes");
-            return Err(first.source.changed(&how).in_volume(&first.id));
-        }
-        self.feed.pause();
-        for volume in torn {
-            volume.begin_again()?;
-        }
-        self.opened.store(false, Ordering::Release);
-        // The connections come back and open the volumes anew.
-        lock(&self.links).iter().for_each(|link| link.abort());
-        Ok(true)
-    }
-
-    fn check_links(&self) -> Result<()> {
-        let (last, ever) = *lock(&self.last_link);
-        if !lock(&self.links).is_empty() || last.elapsed() < self.job.reconnect {
-            return Ok(());
-        }
-        let seconds = self.job.reconnect.as_secs_f64();
-        let to = &self.job.to;
-        Err(if ever {
-            let text = format!("the link to {to} broke and did not come back within {seconds} s");
-            MoverError::new(Code::LinkLost, text)
-        } else {
-            let why = lock(&self.trouble);
-            let text = format!("{to} could not be reached within {seconds} s: {why}");
-            let text = text.trim_end_matches(": ");
-            MoverError::new(Code::ConnectFailed, text)
-        })
-    }
-
-    /// How many connections the distance asks for.
-    fn wanted_connections(&self) -> usize {
-        let links = lock(&self.links).clone();
-        let trips = links.iter().map(|link| link.send_times().round_trip);
-        let trip = trips.min().unwrap_or_default();
-        let full = self.bottleneck.name() == Stage::Network.name();
-        let sent = self.wire.load(Ordering::Relaxed);
-        lock(&self.growth).look(Instant::now(), sent, full, trip)
-    }
-
-    fn find_bottleneck(&self) {
-        let piles_up = |waiting| bottleneck::piles_up(waiting, QUEUE, &self.pool);
-        let finishing = *lock(&self.finish) != Finish::NotYet;
-        self.bottleneck.vote(if finishing {
-            Stage::TargetWrite
-        } else if self.throttle.holds() {
-            Stage::Throttle
-        } else if piles_up(self.parcels.1.len()) {
-            match self.target_slow.load(Ordering::Relaxed) {
-                true => Stage::TargetWrite,
-                false => Stage::Network,
-            }
-        } else if piles_up(self.work.1.len()) {
-            Stage::Compress
-        } else if self.opened.load(Ordering::Acquire) && !self.feed.is_idle(&self.volumes) {
-            Stage::SourceRead
-        } else {
-            return;
-        });
-    }
-}
-
-fn coordinate(shared: &Arc<Shared>) {
-    shared.job.io_priority.apply();
-    std::thread::scope(|scope| {
-        let connect = |index| {
-            shared.uplinks.fetch_add(1, Ordering::Release);
-            scope.spawn(move || {
-                guarded(shared, "a connection", || uplink::run(shared, index));
-                shared.uplinks.fetch_sub(1, Ordering::Release);
-            });
-        };
-        let mut connections = shared.job.connections;
-        (0..connections).for_each(connect);
-        let workers = std::thread::available_parallelism()
-            .map_or(2, |n| n.get())
-            .clamp(2, 8);
-        for _ in 0..workers {
-            scope.spawn(|| guarded(shared, "a worker", || stages::pack(shared)));
-        }
-        for _ in 0..READERS {
-            scope.spawn(|| guarded(shared, "a reader", || stages::read(shared)));
-        }
-        while !shared.stopping() {
-            guarded(shared, "the coordinator", || {
-                if let Err(error) = shared.watch() {
-                    shared.fail(error);
-                }
-            });
-            let wanted = shared.wanted_connections();
-            (connections..wanted).for_each(connect);
-            connections = wanted;
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        let links = lock(&shared.links).clone();
-        links.iter().for_each(|link| link.close());
-        while shared.uplinks.load(Ordering::Acquire) > 0 {
-            for socket in lock(&shared.sockets).iter().flatten() {
-                let _ = socket.shutdown(Shutdown::Both);
-            }
-            std::thread::sleep(TICK / 10);
-        }
-    });
 }
 
 /// Runs a thread of the copy; the copy fails when it crashes.
