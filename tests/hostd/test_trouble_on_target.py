@@ -171,7 +171,7 @@ def map_to(root: str, name: str) -> Callable[[preflight_pb2.IncomingMachine], ob
             Reason.TARGET_LACKS_CPUS,
             "it needs 9999",
         ),
-        (told(map_to("fast", "web.qcow2")), Reason.TARGET_LACKS_ROOT, "no storage root 'fast'"),
+        (told(map_to("tape", "web.qcow2")), Reason.TARGET_LACKS_ROOT, "no storage root 'tape'"),
         (told(map_to("images", "../etc/passwd")), Reason.DISK_OUTSIDE_ROOTS, "'..' part"),
         (told(map_to("images", "/etc/passwd")), Reason.DISK_OUTSIDE_ROOTS, "not relative"),
     ],
