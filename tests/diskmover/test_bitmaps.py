@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def daemon(image: Path, socket: Path) -> Iterator[str]:
 class Disk:
     """An image with a bitmap that began when the first copy was made."""
 
-    def __init__(self, copies: Copies, folder: Path, **placing: object) -> None:
+    def __init__(self, copies: Copies, folder: Path, **placing: Any) -> None:
         self.copies, self.folder, self.placing = copies, folder, placing
         self.image = qemu.create(folder / "disk.qcow2", SIZE)
         self.target = folder / "target"
