@@ -14,6 +14,5 @@ def core_source(source: Path | NbdExport) -> tuple[Path | None, CoreExport | Non
     """A source as a path or an export, the other one None."""
     if not isinstance(source, NbdExport):
         return (source, None)
-    changes = source.changes
-    told = None if changes is None else (changes.bitmap, changes.since)
-    return (None, (source.address, source.name, source.content_id, told))
+    changes = (source.changes.bitmap, source.changes.since) if source.changes else None
+    return (None, (source.address, source.name, source.content_id, changes))

@@ -226,7 +226,9 @@ class VolumeReceipt(_message.Message):
     it; it is recomputable from the file.
     """
     mode: _builtins.str
-    """Copying mode: "verbatim"."""
+    """Copying mode: "verbatim", the bytes of the file or device as they are, or
+    "guest-visible", the disk as its guest sees it, whatever was made of it.
+    """
     def __init__(
         self,
         *,

@@ -166,7 +166,7 @@ def test_rates_are_read_as_drover_reads_them(text: str, rate: int) -> None:
         (["push", "{source}", "--to", "h:1", "--nbd", "unix:/run/x"], "name the files to send"),
         (["push", "--to", "h:1", "--nbd", "unix:/run/x"], "give one with --name"),
         (["push", "--to", "h:1", "--nbd", "/run/x"], "is neither unix:PATH"),
-        (["push", "{source}", "--to", "h:1", "--content-id", "x"], "goes with --nbd only"),
+        (["push", "{source}", "--to", "h:1", "--content-id", "x"], "go with --nbd only"),
         (["push", "{source}"], "Missing option '--to'"),
         (["push", "/nonexistent", "--to", "h:1"], "does not exist"),
         (["push", "{source}", "--to", "h:1", "--limit", "fast"], "not a rate such as 20M"),
