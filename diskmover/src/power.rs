@@ -16,6 +16,8 @@ use rustix::fs::SeekFrom;
 
 use crate::pool::lock;
 
+mod any_order;
+
 thread_local! {
     static CURRENT: RefCell<Option<Arc<Grid>>> = const { RefCell::new(None) };
 }
