@@ -86,8 +86,9 @@ test-rust: setup
 # targets for a fixed number of changes. What it finds stays in build/fuzz.
 FUZZ_TARGETS := frame message state journal zstd nbd
 FUZZ_TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
-FUZZ_FLAGS   := -Ccodegen-units=1 -Cpasses=sancov-module \
-  $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares)
+FUZZ_FLAGS   := -Cpasses=sancov-module \
+  $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares) \
+  -Ccodegen-units=1
 SECONDS_EACH ?= 60
 
 .PHONY: fuzz

@@ -16,6 +16,14 @@ const SIZE: u64 = 200_000;
 const STEPS: usize = 1000;
 const ZERO: u32 = 2;
 
+/// What a server answers, the smallest block, the extents | what is read.
+type Answer = (
+    &'static str,
+    u32,
+    &'static [(u32, u32)],
+    &'static [Range<u64>],
+);
+
 /// An answer to an option.
 fn answer(option: u32, kind: u32, payload: &[u8]) -> Vec<u8> {
     let mut out = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
@@ -100,7 +108,7 @@ fn map(min_block: u32, extents: &'static [(u32, u32)]) -> Vec<Range<u64>> {
 
 #[test]
 fn zeros_are_left_out_and_nothing_else() {
-    let answers: &[(&str, u32, &[(u32, u32)], &[Range<u64>])] = &[
+    let answers: &[Answer] = &[
         ("all zero", 512, &[(u32::MAX, ZERO)], &[]),
         (
             "a hole that is not called zero",
