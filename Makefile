@@ -17,7 +17,7 @@ PACKAGES := python3-venv pkg-config gcc libc6-dev libvirt-dev qemu-utils \
 # What `make bench` compares with, and draws with.
 BENCH_PACKAGES := rsync openssh-client openssh-server libnbd-bin zstd gnuplot-nox
 PROTOS   := $(shell find proto/controlplane proto/hostd -name '*.proto' | sort)
-CRATE    := $(shell find diskmover -name target -prune -o \( -name '*.rs' -o -name 'Cargo.*' \) -print)
+CRATE    := $(shell find diskmover \( -name target -o -name fuzz -o -name tests \) -prune -o \( -name '*.rs' -o -name 'Cargo.*' \) -print)
 
 .PHONY: help
 help: ## list the targets
@@ -82,6 +82,25 @@ test: setup test-rust test-python ## run everything: Rust, Python on both databa
 test-rust: setup
 	cd diskmover && cargo test --locked --quiet
 
+# Coverage is counted by flags that stable rustc has; cargo test runs the same
+# targets for a fixed number of changes. What it finds stays in build/fuzz.
+FUZZ_TARGETS := frame message state journal zstd nbd
+FUZZ_TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_FLAGS   := -Cpasses=sancov-module \
+  $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares) \
+  -Ccodegen-units=1
+SECONDS_EACH ?= 60
+
+.PHONY: fuzz
+fuzz: ## fuzz what reads bytes of others with libFuzzer (SECONDS_EACH=60; needs g++)
+	cd diskmover/fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --quiet --release --target $(FUZZ_TRIPLE)
+	@for target in $(FUZZ_TARGETS); do \
+	  mkdir -p build/fuzz/$$target; echo "fuzz: $$target"; \
+	  TARGET=$$target diskmover/fuzz/target/$(FUZZ_TRIPLE)/release/diskmover-fuzz -max_total_time=$(SECONDS_EACH) -max_len=8192 \
+	    -timeout=10 -rss_limit_mb=1024 -verbosity=0 -print_final_stats=1 -artifact_prefix=build/fuzz/$$target- \
+	    build/fuzz/$$target diskmover/tests/fuzz/corpus/$$target; \
+	done
+
 .PHONY: test-python
 test-python: setup
 	$(BIN)/pytest
@@ -121,5 +140,5 @@ dist: setup ## build the wheel and the source distribution
 
 .PHONY: clean
 clean: ## remove what builds and tests leave
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis diskmover/target
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis diskmover/target diskmover/fuzz/target
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -18,6 +18,8 @@ use crate::mode::CopyMode;
 use crate::opening::Announced;
 use crate::pool::lock;
 
+mod any_order;
+
 thread_local! {
     static CURRENT: RefCell<Option<Arc<Grid>>> = const { RefCell::new(None) };
 }

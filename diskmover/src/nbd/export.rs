@@ -217,7 +217,12 @@ impl Map {
         match answer {
             Ok(mut found) => {
                 let extents = std::mem::take(&mut found[self.context as usize]);
-                Ok(Known::of(asked, &extents, counts))
+                let known = Known::of(asked.clone(), &extents, counts);
+                // One that stops before what we need would be given again for ever.
+                Ok(match known.range.end <= from {
+                    true => Known::all(asked),
+                    false => known,
+                })
             }
             // What the server cannot tell has to be read.
             Err(error) if in_sync(&error) => Ok(Known::all(asked)),
