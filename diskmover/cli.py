@@ -387,10 +387,6 @@ def digest(file: Path | None, nbd: NbdExport | None, as_json: bool) -> None:
             click.echo(json.dumps(asdict(found), sort_keys=True, separators=(",", ":")))
         else:
             click.echo(f"{found.digest}  {file or (nbd and nbd.address)}")
-        if as_json:
-            click.echo(json.dumps(asdict(found), sort_keys=True, separators=(",", ":")))
-        else:
-            click.echo(f"{found.digest}  {file}")
 
 
 @contextmanager

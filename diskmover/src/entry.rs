@@ -95,8 +95,11 @@ impl Entry {
         match self {
             Entry::Closed(segment, data, hash) => {
                 let segment = *segment as usize;
-                let most = SEGMENT_CHUNKS * CHUNK;
-                if segment >= ledger.segments() || u64::from(*data) > most {
+                if segment >= ledger.segments() {
+                    return None;
+                }
+                let start = segment as u64 * SEGMENT_CHUNKS * CHUNK;
+                if u64::from(*data) > (ledger.size() - start).min(SEGMENT_CHUNKS * CHUNK) {
                     return None;
                 }
                 ledger.adopt_closed(segment, *hash, (*data).into());
@@ -213,6 +216,7 @@ mod tests {
         for bad in [
             Entry::Closed(5, 1, [1; 32]),
             Entry::Closed(0, (64 << 20) + 1, [1; 32]),
+            Entry::Closed(4, 64 << 20, [1; 32]), // the last one is shorter
             Entry::ZeroRun(4, 2),
             Entry::ZeroRun(u32::MAX, u32::MAX),
             Entry::Partial(4, 1 << 44, vec![(1, [1; 32])]),

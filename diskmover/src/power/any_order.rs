@@ -15,7 +15,8 @@ use super::{Grid, connect};
 use crate::digest::{self, BLOCK, CHUNK, Hash, SEGMENT_CHUNKS, ZERO_HASH};
 use crate::error::Result;
 use crate::ledger::Ledger;
-use crate::opening;
+use crate::mode::CopyMode;
+use crate::opening::{self, Announced};
 use crate::source::Identity;
 use crate::sys::AlignedBuf;
 use crate::target::{Care, Opened, Target, TargetSpec, Trust};
@@ -103,7 +104,12 @@ impl Scene {
             },
         };
         connect(Some(Arc::clone(&self.grid)));
-        let opened = opening::open(&spec, "t", identity, &|| true);
+        let announced = Announced {
+            identity,
+            mode: CopyMode::Verbatim,
+            revision: None,
+        };
+        let opened = opening::open(&spec, "t", &announced, &|| true);
         connect(None);
         opened.map(|opened| match opened {
             Opened::Receiving(target) => target,

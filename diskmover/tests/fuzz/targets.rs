@@ -15,7 +15,7 @@ use diskmover::frame::{HEADER, Header};
 use diskmover::journal::{Journal, Subject};
 use diskmover::ledger::Ledger;
 use diskmover::messages::{self, Hello, Open, Receipt};
-use diskmover::nbd::client::Client;
+use diskmover::nbd::client::{Client, Patience};
 use diskmover::nbd::socket::Wire;
 use diskmover::nbd::status::Known;
 use diskmover::receipt::FileId;
@@ -138,7 +138,7 @@ pub fn zstd(data: &[u8]) {
 pub fn nbd(data: &[u8]) {
     const LEN: u64 = 96 << 10;
     let contexts = ["base:allocation".to_owned()];
-    let Ok(mut client) = Client::new(Said(data), "disk", &contexts) else {
+    let Ok(mut client) = Client::new(Said(data), "disk", &contexts, Patience::default()) else {
         return;
     };
     let size = client.export().size;

@@ -88,7 +88,7 @@ fn map(min_block: u32, extents: &'static [(u32, u32)]) -> Vec<Range<u64>> {
     let spec = ExportSpec {
         address: Address::Unix(path),
         name: "disk".into(),
-        bitmap: None,
+        changes: None,
         content_id: None,
     };
     let source = NbdSource::open(&spec, &[0; 16]).unwrap();
