@@ -110,15 +110,19 @@ impl Entry {
                 if segment >= ledger.segments() || bits & !ledger.full_mask(segment) != 0 {
                     return None;
                 }
+                let first = segment as u64 * digest::SEGMENT_CHUNKS;
                 let set = (0..64u64).filter(|i| bits & (1 << i) != 0);
-                for (index, (data, hash)) in set.zip(chunks) {
-                    let chunk = segment as u64 * digest::SEGMENT_CHUNKS + index;
+                let set: Vec<u64> = set.map(|index| first + index).collect();
+                for (chunk, (data, hash)) in set.iter().copied().zip(chunks) {
                     if *data as usize > digest::chunk_len(ledger.size(), chunk) {
                         return None;
                     }
                     ledger.offer(chunk, *hash, *data).ok()?;
-                    ledger.confirm(chunk);
                 }
+                // Only now: an entry is true as a whole or not at all.
+                set.into_iter().for_each(|chunk| {
+                    ledger.confirm(chunk);
+                });
                 ledger.close_if_full(segment);
                 Some(())
             }
@@ -130,7 +134,9 @@ impl Entry {
                 let first = u64::from(*segment) * digest::SEGMENT_CHUNKS;
                 let last =
                     (end as u64 * digest::SEGMENT_CHUNKS).min(digest::chunk_count(ledger.size()));
-                ledger.confirm_zeros(first, last).ok()
+                ledger.confirm_zeros(first, last).ok()?;
+                (*segment as usize..end).for_each(|segment| ledger.close_if_full(segment));
+                Some(())
             }
         }
     }

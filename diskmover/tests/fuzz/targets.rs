@@ -73,8 +73,10 @@ pub fn message(data: &[u8]) {
                 .message
                 .contains(|c: char| c.is_control() && c != '\n')
         );
-        let again = messages::decode_error(&messages::encode_error(&error));
-        assert_eq!(again, Some(error));
+        // Long texts are cut.
+        let again = messages::decode_error(&messages::encode_error(&error)).unwrap();
+        assert!(error.message.starts_with(&again.message));
+        assert_eq!((again.code, again.offset), (error.code, error.offset));
     }
 }
 

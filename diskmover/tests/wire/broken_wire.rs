@@ -5,7 +5,8 @@
 //! connection carries anything, the copy ends in bounded time, can be tried
 //! again, and has published nothing.
 
-use std::sync::atomic::Ordering;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use diskmover::digest::CHUNK;
@@ -201,21 +202,24 @@ fn a_wire_that_carries_nothing_is_given_up() {
 }
 
 fn check_all(of: fn(&Row) -> bool) {
-    let wrong: Vec<String> = std::thread::scope(|scope| {
-        let tries = ROWS.iter().filter(|row| of(row)).map(|row| {
-            scope.spawn(move || {
-                let failed = |after: &u64| {
-                    let told = |why| format!("{} (after {after} bytes): {why}", row.what);
-                    check(row, *after).err().map(told)
-                };
-                row.after.iter().filter_map(failed).collect::<Vec<_>>()
-            })
-        });
-        let tries: Vec<_> = tries.collect();
-        tries
-            .into_iter()
-            .flat_map(|one| one.join().unwrap())
-            .collect()
+    let tries: Vec<(&Row, u64)> = ROWS
+        .iter()
+        .filter(|row| of(row))
+        .flat_map(|row| row.after.iter().map(move |after| (row, *after)))
+        .collect();
+    let (next, wrong) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while let Some((row, after)) = tries.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(why) = check(row, *after) {
+                        let told = format!("{} (after {after} bytes): {why}", row.what);
+                        wrong.lock().unwrap().push(told);
+                    }
+                }
+            });
+        }
     });
+    let wrong = wrong.into_inner().unwrap();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
