@@ -143,7 +143,7 @@ def map_to(root: str, name: str) -> Callable[[preflight_pb2.IncomingMachine], ob
         (same_mac, Reason.TARGET_MAC_TAKEN, "The domain stranger is here with the MAC address"),
         (another_bridge, Reason.TARGET_LACKS_BRIDGE, "no br9 here; there are bridges br0"),
         (another_network, Reason.TARGET_LACKS_NETWORK, "no active libvirt network lan9"),
-        (a_small_disk, Reason.TARGET_LACKS_SPACE, "4.0 MiB are free in root images"),
+        (a_small_disk, Reason.TARGET_LACKS_SPACE, "MiB are free in root images"),
         (a_file_in_the_way, Reason.TARGET_FILE_EXISTS, "is in the way of volume vda"),
         (a_link_in_the_way, Reason.DISK_OUTSIDE_ROOTS, "a symbolic link leads out of the root"),
         (

@@ -103,7 +103,6 @@ async def test_flavors(fleet: Fleet) -> None:
         (("host", "add", "Not A Name"), 2),
         (("migration", "show", "nope"), 3),
         (("migration", "confirm", "3f6c1a52-8a0e-4c1c-9b59-d0b7f1f7a001"), 3),
-        (("migrate", "web1", "--request-id", "not-a-uuid"), 2),
         (("migrate", "web1", "--shutdown-timeout", "2d"), 2),
     ],
 )
