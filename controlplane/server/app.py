@@ -240,7 +240,9 @@ class App:
                 self.config.inventory.dead_after_seconds,
             )
         )
-        self.metrics_port, close = metrics.serve(listen, self._metrics.registry)
+        self.metrics_port, close = await asyncio.to_thread(
+            metrics.serve, listen, self._metrics.registry
+        )
         self._exits.push_async_callback(asyncio.to_thread, close)
 
     async def _serve(self, server: grpc.aio.Server) -> None:

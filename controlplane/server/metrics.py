@@ -12,10 +12,15 @@ and nobody can change anything through it.
 from __future__ import annotations
 
 import asyncio
+import socket
+import sys
+import threading
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from socketserver import ThreadingMixIn
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 import prometheus_client
 import structlog
@@ -47,7 +52,9 @@ STEP_SECONDS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 """Limits of the histogram: from a write in the database to a copy of many terabytes."""
 
 LIVENESS = ("alive", "dead", "joining", "gone")
+
 SCRAPE_SECONDS = 5.0
+"""How long a scrape waits for the database, and the port for a client."""
 
 # A second series per counter that says when it was made; nobody here asks for it.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -218,20 +225,47 @@ def _gauge(
     return family
 
 
+class _Request(WSGIRequestHandler):
+    """One scrape; whoever says nothing for so many seconds is let go."""
+
+    timeout = SCRAPE_SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are no news."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread per scrape."""
+
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int) -> None:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        self.address_family = found[0][0]
+        super().__init__((host, port), _Request)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A scraper that went away or fell silent is its own business."""
+        log.info("metrics not delivered", error=repr(sys.exception()))
+
+
 def serve(address: str, registry: CollectorRegistry) -> tuple[int, Callable[[], None]]:
-    """Open the port, plain HTTP.
+    """Open the port, plain HTTP. Both this and what it returns block for a moment.
 
     Returns:
-        The port number, and what closes it; that blocks for a moment.
+        The port number, and what closes it.
 
     Raises:
         PortError: The address cannot be bound.
     """
     host, _, port = address.rpartition(":")
     try:
-        server, thread = prometheus_client.start_http_server(int(port), host.strip("[]"), registry)
+        server = _Server(host.strip("[]"), int(port))
     except OSError as error:
         raise PortError(f"[metrics] listen: {address} cannot be opened: {error}") from error
+    server.set_app(prometheus_client.make_wsgi_app(registry))
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
 
     def close() -> None:
         server.shutdown()

@@ -28,7 +28,14 @@ from controlplane.saga.runner import Stats
 from controlplane.sagas import ALL, MOVE
 from controlplane.server.app import App
 from controlplane.server.main import read_config
-from controlplane.server.metrics import LIVENESS, OUTCOMES, FleetCollector, Metrics
+from controlplane.server.metrics import (
+    LIVENESS,
+    OUTCOMES,
+    SCRAPE_SECONDS,
+    FleetCollector,
+    Metrics,
+    _Request,
+)
 from controlplane.server.ports import PortError
 from controlplane.store import hosts
 from controlplane.store.engine import Database
@@ -127,6 +134,20 @@ async def test_the_port_closes_with_the_control_plane(directory: Path) -> None:
 
     with pytest.raises(OSError, match="refused"):
         await scrape(app)
+
+
+async def test_a_client_that_says_nothing_is_let_go(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _Request.timeout == SCRAPE_SECONDS
+    monkeypatch.setattr(_Request, "timeout", 0.1)
+    with capture_logs() as told:
+        reader, writer = await asyncio.open_connection("127.0.0.1", app.metrics_port)
+        assert await asyncio.wait_for(reader.read(), 20) == b""
+        writer.close()
+        await writer.wait_closed()
+
+    assert [line for line in told if line["event"] == "metrics not delivered"]
 
 
 async def test_a_database_that_does_not_answer_leaves_no_old_numbers(
