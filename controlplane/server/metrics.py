@@ -186,7 +186,9 @@ class FleetCollector:
         except Exception as error:
             # Whatever it is, a scrape shows what is known without the database.
             asked.cancel()
-            log.warning("metrics without the database", error=str(error) or type(error).__name__)
+            # Not the whole text of an SQLAlchemy error, which holds statements.
+            cause = getattr(error, "orig", None) or repr(error)
+            log.warning("metrics without the database", error=str(cause))
             return None
 
     def _gauges(self, standing: Standing) -> Iterable[Metric]:

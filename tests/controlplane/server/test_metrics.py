@@ -157,8 +157,12 @@ async def test_a_database_that_does_not_answer_leaves_no_old_numbers(
         raise OperationalError("SELECT 1", {}, sqlite3.OperationalError("disk I/O error"))
 
     monkeypatch.setattr(Database, "_run", fail)
-    _, found = await scrape(app)
+    with capture_logs() as told:
+        _, found = await scrape(app)
     monkeypatch.undo()
+
+    (line,) = [line for line in told if line["event"] == "metrics without the database"]
+    assert line["error"] == "disk I/O error"
 
     assert found["drover_database_up", ()] == 0
     assert ("drover_saga_stuck", ("move",)) not in found
