@@ -356,6 +356,7 @@ def _with_progress(job: job_pb2.Job, run: _Run) -> job_pb2.Job:
         job_pb2.CopyProgress(
             done_bytes=progress.done_bytes,
             total_bytes=progress.total_bytes,
+            resumed_bytes=progress.resumed_bytes,
             wire_bytes=progress.wire_bytes,
             rate_bytes_per_second=progress.rate_bytes_per_second,
             eta_seconds=progress.eta_seconds,

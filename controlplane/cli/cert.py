@@ -18,6 +18,7 @@ from controlplane.cli.units import DurationType
 from controlplane.common.identity import Identity, Role
 from controlplane.security.files import PUBLIC_MODE, write_file
 from controlplane.security.pki import (
+    SHORTEST_LIFETIME,
     CertificateAuthority,
     certificate_identity,
     remaining_lifetime,
@@ -33,6 +34,14 @@ _PKI = click.option(
 )
 
 
+def _check_lifetime(
+    context: click.Context, parameter: click.Parameter, seconds: float | None
+) -> float | None:
+    if seconds is not None and timedelta(seconds=seconds) < SHORTEST_LIFETIME:
+        raise click.BadParameter("a certificate has to be valid for at least 1 s, e.g. 30d")
+    return seconds
+
+
 @click.group("cert")
 def cert() -> None:
     """Certificates of people: issue, show, renew (needs the CA key)."""
@@ -42,7 +51,9 @@ def cert() -> None:
 @click.argument("name")
 @click.option("--role", type=click.Choice(_PEOPLE), required=True, help="What the holder may do.")
 @click.option("--project", default="", help="Project of a member.")
-@click.option("--lifetime", type=DurationType(), help="E.g. 30d.  [default: 365d]")
+@click.option(
+    "--lifetime", type=DurationType(), callback=_check_lifetime, help="E.g. 30d.  [default: 365d]"
+)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, exists=True, path_type=Path),

@@ -55,12 +55,15 @@ def doing(move: Migration) -> str:
 def copy_words(move: Migration) -> str:
     """How far the copy has come.
 
-    As "2.1 GiB of 5.9 GiB (36 %), 312 MiB/s, 10 s to 14 s left, limited by network".
+    As "2.1 GiB of 5.9 GiB (36 %), 312 MiB/s, 10 s to 14 s left, limited by network";
+    with ", 1.2 GiB of it by an earlier attempt" after the share when there was one.
     """
     progress = move.progress
     total = progress.total_bytes
     share = f" ({100 * progress.done_bytes / total:.0f} %)" if total else ""
     words = f"{format_bytes(progress.done_bytes)} of {format_bytes(total)}{share}"
+    if progress.resumed_bytes:
+        words += f", {format_bytes(progress.resumed_bytes)} of it by an earlier attempt"
     if progress.rate_bytes_per_second:
         words += f", {format_bytes(progress.rate_bytes_per_second)}/s"
     left = time_left(progress)

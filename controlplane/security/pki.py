@@ -32,6 +32,7 @@ from controlplane.security.files import PRIVATE_MODE, PUBLIC_MODE, write_file
 AUTHORITY_LIFETIME = timedelta(days=3650)
 MACHINE_LIFETIME = timedelta(days=730)
 PERSON_LIFETIME = timedelta(days=365)
+SHORTEST_LIFETIME = timedelta(seconds=1)
 RENEW_BEFORE = timedelta(days=30)
 API_SERVER_NAME = "api"
 
@@ -147,6 +148,9 @@ class CertificateAuthority:
             names: Further DNS names and IP addresses, as text.
             now: Start of validity; the present if None.
             lifetime: How long it is valid; by role if None.
+
+        Raises:
+            ValueError: The lifetime is under a second, which is the unit of certificates.
         """
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = self.certify(
@@ -170,7 +174,11 @@ class CertificateAuthority:
         """
         machine = identity.role in _MACHINES
         start = now or datetime.now(UTC)
-        end = start + (lifetime or (MACHINE_LIFETIME if machine else PERSON_LIFETIME))
+        if lifetime is None:
+            lifetime = MACHINE_LIFETIME if machine else PERSON_LIFETIME
+        if lifetime < SHORTEST_LIFETIME:
+            raise ValueError(f"a lifetime of {lifetime} is not at least 1 s")
+        end = start + lifetime
         usages = [ExtendedKeyUsageOID.CLIENT_AUTH]
         if machine:
             usages.append(ExtendedKeyUsageOID.SERVER_AUTH)

@@ -3,7 +3,7 @@
 Start                                   Stop
   1 open the store, bring it up to date   1 health NOT_SERVING: new calls go elsewhere
   2 conduct sagas, ask hosts              2 stop claiming, release every lease
-  3 open both ports                       3 end open calls, close the ports
+  3 open the ports                        3 end open calls, close the ports
   4 health SERVING while sagas are        4 stop asking hosts, close the store
     claimed
 
@@ -33,13 +33,14 @@ from controlplane.domain.model import Host, Migration
 from controlplane.fleet.autoconfirm import AutoConfirmer
 from controlplane.fleet.clients import HostClients, tls_channels
 from controlplane.fleet.inventory import InventoryPoller, InventorySettings
+from controlplane.saga.log import SagaView
 from controlplane.saga.runner import Runner, RunnerConfig
-from controlplane.sagas import confirm, move, revert
+from controlplane.sagas import ALL, confirm, move, revert
 from controlplane.sagas.resources import MoveResources
 from controlplane.security.audit import AuditLog
 from controlplane.security.authn import Authenticator
 from controlplane.security.pki import RENEW_BEFORE, CertificateAuthority, remaining_lifetime
-from controlplane.server import ports
+from controlplane.server import metrics, ports
 from controlplane.server.config import ControlPlaneConfig
 from controlplane.server.enroller import FleetEnroller
 from controlplane.server.registry import API_SERVICES, api_registrations, enrolment_registrations
@@ -66,18 +67,21 @@ class App:
     Attributes:
         api_port: Number of the API port, once started.
         enrol_port: Number of the enrolment port, once started; 0 when it is closed.
+        metrics_port: Number of the metrics port, once started; 0 when there is none.
     """
 
     def __init__(self, config: ControlPlaneConfig, *, grace_seconds: float = GRACE_SECONDS) -> None:
         self.config = config
         self.api_port = 0
         self.enrol_port = 0
+        self.metrics_port = 0
         self._grace_seconds = grace_seconds
         self._health = ports.Health(API_SERVICES)
         self._exits = contextlib.AsyncExitStack()
         self._loops: list[asyncio.Task[None]] = []
         self._runner: Runner | None = None
         self._notifier = Notifier()
+        self._metrics = metrics.Metrics(ALL)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -134,6 +138,7 @@ class App:
         )
         services = self._make_services(database, clients, runner, poller)
         await self._open_ports(database, services)
+        await self._open_metrics(database, runner)
         await runner.start()
         self._exits.push_async_callback(runner.stop)
         self._runner = runner
@@ -162,15 +167,19 @@ class App:
         return Runner(
             database,
             SqlSagaStore(),
-            (SAGAS.move, SAGAS.confirm, SAGAS.revert),
+            ALL,
             resources,
             RunnerConfig(
                 lease_seconds=saga.lease_seconds,
                 poll_seconds=saga.poll_seconds,
                 concurrency=saga.concurrency,
             ),
-            tell=lambda view: self._notifier.changed(view.params["migration_id"]),
+            tell=self._tell,
         )
+
+    def _tell(self, saga: SagaView) -> None:
+        self._metrics.count(saga)
+        self._notifier.changed(saga.params["migration_id"])
 
     def _make_services(
         self, database: Database, clients: HostClients, runner: Runner, poller: InventoryPoller
@@ -217,6 +226,24 @@ class App:
         )
         self.enrol_port = ports.bind_enrolment(enrolment, config.listen.enrol, config.tls.server)
         await self._serve(enrolment)
+
+    async def _open_metrics(self, database: Database, runner: Runner) -> None:
+        listen = self.config.metrics.listen
+        if listen is None:
+            return
+        self._metrics.registry.register(
+            metrics.FleetCollector(
+                database,
+                asyncio.get_running_loop(),
+                ALL,
+                runner.stats,
+                self.config.inventory.dead_after_seconds,
+            )
+        )
+        self.metrics_port, close = await asyncio.to_thread(
+            metrics.serve, listen, self._metrics.registry
+        )
+        self._exits.push_async_callback(asyncio.to_thread, close)
 
     async def _serve(self, server: grpc.aio.Server) -> None:
         await server.start()

@@ -15,6 +15,7 @@ from controlplane.security.authn import parse_identities
 from controlplane.v1.migration_pb2 import MigrationOptions
 
 Address = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9a-fA-F:.]+\]|[^:\s]+):\d{1,5}$")]
+HIGHEST_PORT = 65535
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -170,6 +171,17 @@ class Security(_Section, frozen=True, kw_only=True):
     join_token_minutes: Positive = 60.0
 
 
+class MetricsSection(_Section, frozen=True, kw_only=True):
+    """Metrics for Prometheus.
+
+    Attributes:
+        listen: Where they are served, plain HTTP, so loopback or a protected
+            network only. Left out for no port.
+    """
+
+    listen: Address | None = None
+
+
 class Log(_Section, frozen=True, kw_only=True):
     """Logging.
 
@@ -193,6 +205,7 @@ class ControlPlaneConfig(_Section, frozen=True, kw_only=True):
         scheduler: Overcommit.
         saga: The kernel.
         security: Who is who.
+        metrics: Metrics for Prometheus.
         log: Logging.
     """
 
@@ -205,6 +218,7 @@ class ControlPlaneConfig(_Section, frozen=True, kw_only=True):
     scheduler: Scheduler = Scheduler()
     saga: SagaSection = SagaSection()
     security: Security = Security()
+    metrics: MetricsSection = MetricsSection()
     log: Log = Log()
 
     def identities(self) -> dict[str, Identity]:
@@ -234,6 +248,9 @@ def check(config: ControlPlaneConfig) -> None:
             "[inventory]: dead_after_seconds has to be at least twice interval_seconds, or one "
             "lost report makes a host look dead"
         )
+    metrics = config.metrics.listen
+    if metrics is not None and int(metrics.rpartition(":")[2]) > HIGHEST_PORT:
+        raise ConfigError(f"[metrics] listen: {metrics}: ports go up to {HIGHEST_PORT}")
     for name in ("ca", "cert", "key", "client_cert", "client_key", "ca_key"):
         path: Path | None = getattr(config.tls, name)
         if path is not None:

@@ -1,6 +1,7 @@
 """The two ports: the API on mutual TLS, enrolment on TLS with a server certificate.
 
-Neither answers plaintext. What stands before every method, outermost first:
+Neither answers plaintext; the one port that does is `controlplane.server.metrics`.
+What stands before every method, outermost first:
 
     StreamGuard        the check below, for reflection (a stream of requests)
     ErrorInterceptor   identify the caller, role table, deadline -> the method

@@ -174,6 +174,12 @@ def live_sagas_on(tx: Connection, host: str) -> list[str]:
     return list(tx.execute(query).scalars())
 
 
+def count_by_state(tx: Connection) -> dict[MigrationState, int]:
+    """Number of moves in each state that some are in."""
+    query = sa.select(migrations.c.state, sa.func.count().label("n")).group_by(migrations.c.state)
+    return {MigrationState(row.state): int(row.n) for row in tx.execute(query)}
+
+
 def due_for_confirm(tx: Connection, now: datetime, limit: int = 100) -> list[Migration]:
     """Moves in AWAITING_CONFIRM whose deadline has passed, the oldest deadline first."""
     query = (

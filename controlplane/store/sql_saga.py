@@ -316,6 +316,16 @@ def live_of(tx: Connection, subject: str) -> str | None:
     ).scalar_one_or_none()
 
 
+def count_stuck(tx: Connection) -> dict[str, int]:
+    """Number of stuck sagas of each kind that has some."""
+    query = (
+        sa.select(sagas.c.kind, sa.func.count().label("n"))
+        .where(sagas.c.state == SagaState.STUCK.value)
+        .group_by(sagas.c.kind)
+    )
+    return {row.kind: int(row.n) for row in tx.execute(query)}
+
+
 def _held(leases: Collection[Lease]) -> sa.ColumnElement[bool]:
     # A release keeps the generation; without the owner a renewal that overtakes
     # it would hold the saga for nobody.

@@ -140,6 +140,7 @@ class CopyProgress(_message.Message):
     ETA_LOW_SECONDS_FIELD_NUMBER: _builtins.int
     ETA_HIGH_SECONDS_FIELD_NUMBER: _builtins.int
     LIMIT_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    RESUMED_BYTES_FIELD_NUMBER: _builtins.int
     done_bytes: _builtins.int
     """Bytes of the volumes placed on the target or skipped as zero."""
     total_bytes: _builtins.int
@@ -166,6 +167,10 @@ class CopyProgress(_message.Message):
     """
     limit_bytes_per_second: _builtins.int
     """Most bytes per second on the network that it may send now; 0 for no limit."""
+    resumed_bytes: _builtins.int
+    """The part of done_bytes that was durable on the target before this attempt:
+    what earlier attempts of the same copy had placed there; 0 at the first.
+    """
     def __init__(
         self,
         *,
@@ -178,10 +183,11 @@ class CopyProgress(_message.Message):
         eta_low_seconds: _builtins.float | None = ...,
         eta_high_seconds: _builtins.float | None = ...,
         limit_bytes_per_second: _builtins.int = ...,
+        resumed_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_eta_high_seconds", b"_eta_high_seconds", "_eta_low_seconds", b"_eta_low_seconds", "_eta_seconds", b"_eta_seconds", "eta_high_seconds", b"eta_high_seconds", "eta_low_seconds", b"eta_low_seconds", "eta_seconds", b"eta_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_high_seconds", b"_eta_high_seconds", "_eta_low_seconds", b"_eta_low_seconds", "_eta_seconds", b"_eta_seconds", "done_bytes", b"done_bytes", "eta_high_seconds", b"eta_high_seconds", "eta_low_seconds", b"eta_low_seconds", "eta_seconds", b"eta_seconds", "limit_bytes_per_second", b"limit_bytes_per_second", "limited_by", b"limited_by", "rate_bytes_per_second", b"rate_bytes_per_second", "total_bytes", b"total_bytes", "wire_bytes", b"wire_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eta_high_seconds", b"_eta_high_seconds", "_eta_low_seconds", b"_eta_low_seconds", "_eta_seconds", b"_eta_seconds", "done_bytes", b"done_bytes", "eta_high_seconds", b"eta_high_seconds", "eta_low_seconds", b"eta_low_seconds", "eta_seconds", b"eta_seconds", "limit_bytes_per_second", b"limit_bytes_per_second", "limited_by", b"limited_by", "rate_bytes_per_second", b"rate_bytes_per_second", "resumed_bytes", b"resumed_bytes", "total_bytes", b"total_bytes", "wire_bytes", b"wire_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eta_high_seconds: _TypeAlias = _typing.Literal["eta_high_seconds"]  # noqa: Y015
     _WhichOneofArgType__eta_high_seconds: _TypeAlias = _typing.Literal["_eta_high_seconds", b"_eta_high_seconds"]  # noqa: Y015

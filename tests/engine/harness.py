@@ -16,6 +16,7 @@ from sqlalchemy import Connection
 
 from controlplane.common.errors import DroverError, Transient
 from controlplane.common.reasons import Reason
+from controlplane.saga.context import Listener
 from controlplane.saga.definition import Saga, Step, StepContext, StepKind, Wait
 from controlplane.saga.log import Event, EventKind, SagaState, SagaView
 from controlplane.saga.runner import Runner, RunnerConfig
@@ -140,6 +141,7 @@ async def running(
     saga: Saga | None = None,
     config: RunnerConfig = QUICK,
     crash_points: CrashPoints = no_crash,
+    tell: Listener = lambda _: None,
 ) -> AsyncIterator[Runner]:
     """A runner for a world, stopped at the end of the block."""
     runner = Runner(
@@ -149,6 +151,7 @@ async def running(
         world.resources,
         config,
         crash_points,
+        tell,
     )
     await runner.start()
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -34,10 +35,9 @@ class Port:
 
     def order(self, name: str, limit: int) -> CopyOrder:
         """Open a session for a file of noise, and ask for its copy."""
-        source, key = self.folder / name, secrets.token_bytes(32)
+        source = self.folder / name
         source.write_bytes(secrets.token_bytes(SIZE))
-        incoming = IncomingVolume("vda", self.folder, f"{name}.copy", SIZE)
-        self.receiver.open_session(name, key, sender=uri_of("source"), volumes=[incoming], tag=name)
+        key = self.open(name)
         return CopyOrder(
             job_id=name,
             owner=JobOwner(name, "d"),
@@ -49,6 +49,18 @@ class Port:
             connections=1,
             limit_bytes_per_second=limit,
         )
+
+    def reopened(self, order: CopyOrder) -> CopyOrder:
+        """The order under a new key, for which the session was opened anew; no limit."""
+        key = self.open(order.job_id)
+        return dataclasses.replace(order, key=key, limit_bytes_per_second=0)
+
+    def open(self, name: str) -> bytes:
+        """Open the session of a copy; returns its key."""
+        key = secrets.token_bytes(32)
+        incoming = IncomingVolume("vda", self.folder, f"{name}.copy", SIZE)
+        self.receiver.open_session(name, key, sender=uri_of("source"), volumes=[incoming], tag=name)
+        return key
 
     async def until(self, name: str, right: Callable[[job_pb2.Job], bool]) -> job_pb2.Job:
         """Wait until a job is as it should be."""
@@ -102,3 +114,17 @@ async def test_a_limit_is_heeded_by_running_and_waiting_copies(port: Port) -> No
     assert crawling.progress.limit_bytes_per_second == 7
     await port.copies.set_limit(JobOwner("second", "d"), "second", 0)
     await port.until("second", lambda job: job.state == SUCCEEDED)
+
+
+async def test_a_copy_that_goes_on_tells_what_was_there_before(port: Port) -> None:
+    order = port.order("first", SLOW)
+    await port.copies.start(order)
+    first = await port.until("first", lambda job: job.progress.done_bytes > 1 << 20)
+    assert first.progress.resumed_bytes == 0
+
+    await port.copies.cancel(order.owner, "first")
+    await port.copies.start(port.reopened(order))
+
+    ended = await port.until("first", lambda job: job.state == SUCCEEDED)
+    assert 0 < ended.progress.resumed_bytes < SIZE
+    assert ended.progress.done_bytes == SIZE

@@ -122,6 +122,21 @@ def test_certificate_of_a_person(fleet: Path, tmp_path: Path) -> None:
     assert "364 days" in renewed.stdout
 
 
+@pytest.mark.parametrize("lifetime", ["0s", "0", "0.9s"])
+def test_a_certificate_that_would_be_dead_is_not_made(
+    fleet: Path, tmp_path: Path, lifetime: str
+) -> None:
+    result = run(
+        *("cert", "issue", "eve", "--role", "viewer", "--pki", str(fleet / "pki")),
+        *("--out", str(tmp_path), "--lifetime", lifetime),
+    )
+
+    assert result.exit_code == 2
+    assert "--lifetime" in result.stderr
+    assert "at least 1 s" in result.stderr
+    assert not (tmp_path / "eve.key").exists()
+
+
 @pytest.mark.parametrize(
     "arguments", [("--role", "member"), ("--role", "viewer", "--project", "web")]
 )

@@ -64,6 +64,19 @@ def test_what_limits_the_copy_is_told(stage: str, words: str) -> None:
     assert copy_words(make_move(Migration.STATE_COPYING, progress=progress)) == words
 
 
+def test_what_an_earlier_attempt_had_placed_is_told() -> None:
+    progress = CopyProgress(
+        done_bytes=6 << 20,
+        total_bytes=8 << 20,
+        resumed_bytes=4 << 20,
+        rate_bytes_per_second=1 << 20,
+    )
+
+    words = copy_words(make_move(Migration.STATE_COPYING, progress=progress))
+
+    assert words == "6.0 MiB of 8.0 MiB (75 %), 4.0 MiB of it by an earlier attempt, 1.0 MiB/s"
+
+
 def test_each_state_and_step_has_one_line() -> None:
     stream = io.StringIO()
     reporter = PlainReporter(stream, clock=lambda: 0.0)

@@ -215,3 +215,9 @@ def test_secrets_stay_out_of_representations(authority: CertificateAuthority) ->
     pair = authority.issue(Identity("lab", Role.ADMIN, "root"))
 
     assert "PRIVATE" not in repr(pair)
+
+
+@pytest.mark.parametrize("seconds", [-1, 0, 0.9])
+def test_no_lifetime_is_not_the_usual_one(authority: CertificateAuthority, seconds: float) -> None:
+    with pytest.raises(ValueError, match="at least 1 s"):
+        authority.issue(Identity("lab", Role.VIEWER, "eve"), lifetime=timedelta(seconds=seconds))

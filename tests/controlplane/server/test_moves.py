@@ -22,6 +22,7 @@ from controlplane.cli.root import cli
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
 from controlplane.common.rpc import TlsPaths
+from controlplane.sagas import MOVE
 from controlplane.server.app import App
 from controlplane.server.main import read_config
 from controlplane.store import migrations
@@ -32,9 +33,11 @@ from tests.controlplane.fleet_pki import channel
 from tests.controlplane.machines import make_domain
 from tests.controlplane.moving_host import MovingHost, Network, joined
 from tests.controlplane.server.test_app import enrol_channel
+from tests.controlplane.server.test_metrics import scrape
 
 BRISK = (
     "\n[inventory]\ninterval_seconds = 0.1\ndead_after_seconds = 5\n\n[saga]\npoll_seconds = 0.05\n"
+    '\n[metrics]\nlisten = "127.0.0.1:0"\n'
 )
 
 
@@ -116,6 +119,19 @@ async def test_move_and_confirm(lab: Lab) -> None:
     assert "web1 lives on b alone" in out
     assert lab.states() == ("", "running")
     assert await lab.usage() == {"hosts/a": (0, 0), "hosts/b": (2, 0)}
+
+
+async def test_what_a_move_does_is_in_the_metrics(lab: Lab) -> None:
+    await lab.succeed("migrate", "web1")
+
+    _, found = await scrape(lab.app)
+    done = {
+        step.name: found["drover_saga_steps_total", ("move", step.name, "done")]
+        for step in MOVE.steps
+    }
+    assert set(done.values()) == {1}, done
+    assert found["drover_migrations", ("AWAITING_CONFIRM",)] == 1
+    assert found["drover_hosts", ("alive",)] == 2
 
 
 async def test_a_watcher_is_told_of_every_step_at_once(
