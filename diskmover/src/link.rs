@@ -162,7 +162,7 @@ impl Link {
     /// Sends one frame.
     pub fn send(&self, header: &Header, payload: &[&[u8]]) -> Result<()> {
         let mut out = lock(&self.outgoing);
-        self.send_locked(&mut out, header, payload, self.idle)
+        self.send_locked(&mut out, header, payload, None)
     }
 
     /// Sends small frames that are encoded already.
@@ -170,7 +170,7 @@ impl Link {
         let mut out = lock(&self.outgoing);
         let queued = lock(&self.tls).writer().write_all(frames);
         queued.map_err(LinkError::Io)?;
-        self.push_out(&mut out, self.idle)
+        self.push_out(&mut out, None)
     }
 
     /// Sends one frame if `permit` lets us, ahead of whatever others have to send
@@ -183,7 +183,7 @@ impl Link {
     ) -> std::result::Result<(), MoverError> {
         let mut out = lock(&self.outgoing);
         permit()?;
-        let sent = self.send_locked(&mut out, header, payload, self.idle);
+        let sent = self.send_locked(&mut out, header, payload, None);
         sent.map_err(|e| e.to_mover(&self.peer))
     }
 
@@ -192,7 +192,8 @@ impl Link {
         let end = Instant::now() + patience;
         loop {
             if let Ok(mut out) = self.outgoing.try_lock() {
-                return self.send_locked(&mut out, header, payload, patience);
+                let end = Instant::now() + patience;
+                return self.send_locked(&mut out, header, payload, Some(end));
             }
             if Instant::now() > end {
                 return Err(LinkError::Timeout);
@@ -239,7 +240,7 @@ impl Link {
     pub fn close(&self) {
         if let Ok(mut out) = self.outgoing.try_lock() {
             lock(&self.tls).send_close_notify();
-            let _ = self.push_out(&mut out, FAREWELL);
+            let _ = self.push_out(&mut out, Some(Instant::now() + FAREWELL));
         }
         let _ = self.socket.shutdown(Shutdown::Write);
     }
@@ -261,7 +262,7 @@ impl Link {
         out: &mut Outgoing,
         header: &Header,
         payload: &[&[u8]],
-        patience: Duration,
+        end: Option<Instant>,
     ) -> Result<()> {
         let head = header.encode();
         let mut first = Some(&head[..]);
@@ -281,22 +282,21 @@ impl Link {
                     tls.writer().write_all(bytes).map_err(LinkError::Io)?;
                 }
                 drop(tls);
-                self.push_out(out, patience)?;
+                self.push_out(out, end)?;
             }
         }
         Ok(())
     }
 
     fn flush(&self) -> Result<()> {
-        self.push_out(&mut lock(&self.outgoing), self.idle)
+        self.push_out(&mut lock(&self.outgoing), None)
     }
 
     /// Writes what is encrypted; the caller holds `outgoing`.
     ///
     /// Records go from TLS to the socket without a copy in between. The socket is
-    /// never waited for with TLS locked.
-    fn push_out(&self, out: &mut Outgoing, patience: Duration) -> Result<()> {
-        let end = Instant::now() + patience;
+    /// never waited for with TLS locked, and not beyond `end`.
+    fn push_out(&self, out: &mut Outgoing, end: Option<Instant>) -> Result<()> {
         loop {
             let mut tls = lock(&self.tls);
             if !tls.wants_write() {
@@ -307,16 +307,19 @@ impl Link {
             match written {
                 Ok(count) => out.note(count),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait_writable(out, end)?,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(io_error(e)),
             }
         }
     }
 
     /// Waits until the peer takes more, at most until `end`; breaks the connection
-    /// then, and when the peer took too little for too long.
-    fn wait_writable(&self, out: &mut Outgoing, end: Instant) -> Result<()> {
+    /// then, and when the peer took too little for too long. A peer that is slow
+    /// and takes something is waited for.
+    fn wait_writable(&self, out: &mut Outgoing, end: Option<Instant>) -> Result<()> {
         let began = Instant::now();
-        let left = (self.idle.saturating_sub(out.spent)).min(end.saturating_duration_since(began));
+        let idle = self.idle.saturating_sub(out.spent);
+        let left = end.map_or(idle, |end| idle.min(end.saturating_duration_since(began)));
         let timeout = Timespec {
             tv_sec: left.as_secs() as i64,
             tv_nsec: i64::from(left.subsec_nanos()),
@@ -448,5 +451,55 @@ fn io_error(error: io::Error) -> LinkError {
         ErrorKind::WouldBlock | ErrorKind::TimedOut => LinkError::Timeout,
         ErrorKind::UnexpectedEof => LinkError::Closed,
         _ => LinkError::Io(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
+
+    use super::*;
+    use crate::frame::Kind;
+    use crate::pki::Pki;
+
+    const IDLE: Duration = Duration::from_secs(3);
+
+    /// Two ends of a connection in which hardly anything is on its way.
+    fn pair() -> (Link, Link) {
+        let pki = Pki::new();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        set_socket_recv_buffer_size(&listener, 16 << 10).unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        set_socket_send_buffer_size(&near, 16 << 10).unwrap();
+        let far = listener.accept().unwrap().0;
+        let server = rustls::ServerConnection::new(pki.host("b").server().unwrap()).unwrap();
+        let client = pki.host("a").client().unwrap();
+        let client = rustls::ClientConnection::new(client, tls::no_name()).unwrap();
+        let end = Instant::now() + Duration::from_secs(60);
+        let far = std::thread::spawn(move || Link::establish(server.into(), far, IDLE, end));
+        let near = Link::establish(client.into(), near, IDLE, end).unwrap();
+        (near, far.join().unwrap().unwrap())
+    }
+
+    #[test]
+    fn a_slow_peer_is_waited_for_as_long_as_it_takes_something() {
+        let (near, far) = pair();
+        let payload = vec![7; SLICE];
+        let mut header = Header::new(Kind::Data, 0);
+        header.payload_len = payload.len() as u32;
+        std::thread::scope(|scope| {
+            // All of it takes longer than a peer may take nothing, no part of it does.
+            scope.spawn(|| {
+                let mut part = vec![0; LEAST_PROGRESS];
+                far.recv_header(None).unwrap();
+                for _ in 0..SLICE / LEAST_PROGRESS {
+                    std::thread::sleep(IDLE * 2 / 5);
+                    far.recv_payload(&mut part).unwrap();
+                }
+            });
+            near.send(&header, &[&payload]).unwrap();
+        });
     }
 }
