@@ -175,6 +175,8 @@ class StateFile:
         row = f"zeroblob({page_bytes * 3 // 4})"
         try:
             with self.transaction() as tx:
+                # A start that died here may have left it.
+                tx.execute("DROP TABLE IF EXISTS room")
                 tx.execute("CREATE TABLE room (page BLOB)")
                 tx.executemany(f"INSERT INTO room VALUES ({row})", [()] * _ROOM_PAGES)  # noqa: S608
             with self.transaction() as tx:

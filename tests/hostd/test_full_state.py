@@ -82,6 +82,17 @@ def test_hostd_starts_again_while_the_state_is_full(directory: Path) -> None:
         state.close()
 
 
+def test_room_is_made_after_a_start_that_died_while_it_made_some(directory: Path) -> None:
+    StateFile(directory).close()
+    with closing(sqlite3.connect(directory / "hostd.db", isolation_level=None)) as died:
+        died.execute("CREATE TABLE room (page BLOB)")
+        died.execute("VACUUM")
+    StateFile(directory).close()
+    with closing(sqlite3.connect(directory / "hostd.db")) as found:
+        (free_pages,) = found.execute("PRAGMA freelist_count").fetchone()
+    assert free_pages >= 64
+
+
 def test_a_state_that_takes_no_more_says_so_and_loses_nothing(directory: Path) -> None:
     state = StateFile(directory)
     records = Records(state)
