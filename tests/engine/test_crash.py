@@ -22,6 +22,7 @@ from controlplane.store import sql_saga
 from controlplane.store.engine import Database
 from controlplane.store.upgrade import upgrade
 from tests.engine.crashing import KILLED, conduct_until, make_world
+from tests.support.forking import fork
 
 T = TypeVar("T")
 MOST_POINTS = 80
@@ -62,7 +63,7 @@ def in_database(url: str, function: Callable[[Connection], T]) -> T:
 
 def in_a_process(url: str, folder: Path, fail: bool, die_at: int) -> bool:
     """Conduct the saga in a forked process; True when it died at the point."""
-    child = os.fork()
+    child = fork()
     if child == 0:
         code = 1
         try:

@@ -21,6 +21,7 @@ from hostd.disks.roots import StorageRoots
 from hostd.v1 import domain_pb2
 from tests.hostd.guests import MIB, Guest, disk_xml, guest_with_disks, make_disk
 from tests.hostd.private_host import IMAGES, virsh
+from tests.support.forking import fork
 
 pytestmark = pytest.mark.lab
 
@@ -187,7 +188,7 @@ Step = Callable[[libvirt.virConnect, Callable[[str], None]], object]
 def in_child(conn: libvirt.virConnect, step: Step, crash_at: int | None) -> list[str]:
     """Run a step in a process that dies at its n-th crash point; the points it passed."""
     read, write = os.pipe()
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         passed = 0
 
