@@ -142,7 +142,7 @@ async def test_a_revert_needs_the_source_and_a_confirm_does_not(moving: Api) -> 
     [
         ("", Reason.INVALID_NAME),
         ("migrations/1", Reason.INVALID_NAME),
-        (f"migrations/{uuid.uuid4()}", Reason.MIGRATION_NOT_FOUND),
+        ("migrations/3f1c9e52-7d0b-4a86-9c7e-5b2a64d8e013", Reason.MIGRATION_NOT_FOUND),
     ],
 )
 async def test_malformed_and_unknown_moves_are_refused_everywhere(
