@@ -9,6 +9,7 @@ this recipe and their parameters, and must be copied before use.
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import hashlib
 import os
@@ -67,11 +68,22 @@ class Recipe:
 
 
 def build_image(recipe: Recipe = Recipe()) -> Path:  # a frozen value
-    """The raw image for a recipe, built if it is not there yet."""
+    """The raw image for a recipe, built if it is not there yet.
+
+    Of several that ask at the same time one builds and the others wait for it.
+    """
     CACHE.mkdir(parents=True, exist_ok=True)
     image = CACHE / f"guest-{recipe.key}.raw"
     if image.exists():
         return image
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not image.exists():
+            _build(image, recipe)
+    return image
+
+
+def _build(image: Path, recipe: Recipe) -> None:
     work = CACHE / f"work-{recipe.key}-{os.getpid()}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -83,7 +95,6 @@ def build_image(recipe: Recipe = Recipe()) -> Path:  # a frozen value
         part.rename(image)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return image
 
 
 def _kernel() -> Path:
