@@ -18,7 +18,7 @@ DEAF = Recipe(data_mib=8, free_mib=8, command_line="drover.ignore_acpi")
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoHosts]:
     """Hosts `a` and `b`."""
     with two_hosts(tmp_path_factory.mktemp("fleet")) as hosts:

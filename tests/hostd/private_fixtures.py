@@ -14,9 +14,9 @@ from hostd.libvirt.conn import LibvirtConnection
 from tests.hostd.private_host import IMAGES, PrivateHost, virsh
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def private_host() -> Iterator[PrivateHost]:
-    """A libvirtd of the session's own."""
+    """A libvirtd of these tests' own."""
     host = PrivateHost()
     yield host
     host.close()
