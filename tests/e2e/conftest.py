@@ -1,7 +1,8 @@
-"""One lab for the whole session; a test that spoils it makes the next one start anew."""
+"""One lab for all tests here; a test that spoils it makes the next one start anew."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,16 @@ from tests.e2e.fleet import Fleet
 ROOT = Path(__file__).parents[2]
 
 
+def lab_directory(kind: str) -> Path:
+    """Where this worker has its lab of a kind.
+
+    No name begins with another's: what names a lab's folder is taken to be of that lab.
+    """
+    return ROOT / f".lab-e2e-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}-{kind}"
+
+
 class Session:
-    """The session's fleet, started when it is first needed and after it was spoilt."""
+    """The tests' fleet, started when it is first needed and after it was spoilt."""
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet = fleet
@@ -30,10 +39,13 @@ class Session:
         self.fit = True
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def session() -> Iterator[Session]:
-    """The session's lab; gone without a trace in the end."""
-    fleet = Fleet(ROOT / ".lab-e2e")
+    """The tests' lab; gone without a trace after the last of them.
+
+    Not later: its daemons keep asking each other, which takes a part of a processor.
+    """
+    fleet = Fleet(lab_directory("fleet"))
     yield Session(fleet)
     fleet.down()
     assert fleet.lab.leaks() == []

@@ -27,7 +27,9 @@ def checkout() -> Iterator[Path]:
     """Another checkout, as far as the lab is concerned; nothing of its labs stays."""
     with tempfile.TemporaryDirectory(prefix="drover-checkout-") as folder:
         other = Path(folder)
-        shutil.copytree(ROOT / "tests", other / "tests")
+        shutil.copytree(
+            ROOT / "tests", other / "tests", ignore=shutil.ignore_patterns("__pycache__")
+        )
         (other / "build").mkdir()
         (other / "build/lab").symlink_to(CACHE)
         yield other

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.conftest import ROOT, Session
+from tests.e2e.conftest import Session, lab_directory
 from tests.e2e.fleet import SLOWLY, Fleet
 from tests.lab.lab import API_PORT
 from tests.lab.process import Daemon
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.postgres, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module")
 def postgres_session(postgres_cluster: Cluster) -> Iterator[Session]:
     """A fleet of hosts a and b on PostgreSQL."""
-    fleet = Fleet(ROOT / ".lab-e2e-pg", ("a", "b"), postgres_cluster.create_database())
+    fleet = Fleet(lab_directory("pg"), ("a", "b"), postgres_cluster.create_database())
     yield Session(fleet)
     fleet.down()
     assert fleet.lab.leaks() == []
