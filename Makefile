@@ -101,9 +101,14 @@ fuzz: ## fuzz what reads bytes of others with libFuzzer (SECONDS_EACH=60; needs 
 	    build/fuzz/$$target diskmover/tests/fuzz/corpus/$$target; \
 	done
 
+# A file goes to a worker whole, in the order of tests/conftest.py. Tests wait as much
+# as they compute, so there are more workers than the two processors of a small machine.
+# WORKERS=0 runs everything in one process, as does .venv/bin/pytest.
+WORKERS ?= 3
+
 .PHONY: test-python
 test-python: setup
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: lint
 lint: setup ## formatters, linters, type checkers, layering, protos

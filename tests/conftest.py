@@ -1,4 +1,4 @@
-"""Fixtures for all tests: databases of both kinds."""
+"""Fixtures for all tests: databases of both kinds. And the order for several workers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ import pytest
 from controlplane.store.engine import Database
 from controlplane.store.upgrade import upgrade
 from tests.support.postgres import IN_MEMORY, Cluster
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let workers begin with the longest files: moves in the lab, then what needs one at all.
+
+    Else the last of them would keep one worker busy while the others have nothing left.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    in_lab = {item.path for item in items if item.get_closest_marker("lab")}
+    items.sort(key=lambda item: (item.path not in in_lab, item.path.parent.name != "e2e"))
 
 
 @pytest.fixture(scope="session")
