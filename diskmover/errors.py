@@ -41,7 +41,8 @@ class ErrorCode(StrEnum):
     """All connections broke and reconnecting did not help; resume later."""
 
     CHUNK_CORRUPT = "CHUNK_CORRUPT"
-    """A chunk did not match its authenticator; nothing of it was written."""
+    """A chunk did not match its authenticator, also not when it was asked for again;
+    nothing of it was written."""
     DIGEST_MISMATCH = "DIGEST_MISMATCH"
     """Both ends hold different root digests; nothing was published."""
 

@@ -72,7 +72,8 @@ kinds! {
     Ack = 19, 0;
     /// Receiver: the volume is published.
     Receipt = 20, 512;
-    /// Receiver: it does not have these blocks of a HASHES or PATCH frame's chunk.
+    /// Receiver: it does not have these blocks of a HASHES or PATCH frame's chunk, or
+    /// a frame came corrupt.
     Want = 21, 2;
     /// Either: the session has failed.
     Error = 30, 2048;
@@ -84,6 +85,8 @@ kinds! {
 pub const CODEC_RAW: u8 = 0;
 /// DATA payload is one zstd frame of the blocks.
 pub const CODEC_ZSTD: u8 = 1;
+/// HELLO, in its length: the sender knows WANT as an answer to DATA and ZERO.
+pub const HELLO_SENDS_AGAIN: u64 = 1;
 /// ACK: the target's queue is nearly full, so its disk is the bottleneck.
 pub const ACK_TARGET_SLOW: u8 = 1;
 

@@ -63,6 +63,7 @@ mod py;
 pub mod qcow2;
 pub mod rebase;
 pub mod receipt;
+pub mod repeats;
 pub mod revision;
 pub mod seedlist;
 pub mod seeds;
@@ -76,6 +77,7 @@ pub mod target;
 pub mod throttle;
 pub mod tls;
 pub mod uplink;
+pub mod wants;
 
 // What the tests over the wire use serves those that need a seam in here too.
 #[cfg(test)]

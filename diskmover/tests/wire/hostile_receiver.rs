@@ -24,7 +24,7 @@ fn welcome(peer: &mut Peer) {
 }
 
 /// Says that nothing is there yet.
-fn opened(peer: &mut Peer) {
+pub fn opened(peer: &mut Peer) {
     welcome(peer);
     peer.send(Header::new(Kind::Opened, 0), &[]);
 }

@@ -23,14 +23,14 @@ use crate::peer::{Heard, Peer, zstd};
 use crate::rig::{PATIENCE, Rig, SESSION, eventually, limits, noise, run};
 
 /// Three chunks and a short one.
-const SIZE: u64 = 3 * CHUNK + 100;
+pub const SIZE: u64 = 3 * CHUNK + 100;
 
-struct Fault {
-    what: &'static str,
-    act: fn(&mut Peer),
-    code: Code,
-    says: &'static str,
-    offset: Option<u64>,
+pub struct Fault {
+    pub what: &'static str,
+    pub act: fn(&mut Peer),
+    pub code: Code,
+    pub says: &'static str,
+    pub offset: Option<u64>,
 }
 
 macro_rules! offset {
@@ -92,7 +92,7 @@ fn filled(peer: &mut Peer, chunk: u64, spoil: impl FnOnce(&mut Vec<u8>)) {
     peer.send(header, &payload);
 }
 
-const FAULTS: &[Fault] = faults! {
+pub const FAULTS: &[Fault] = faults! {
     // --- what is no frame
     "garbage: it cannot be told where the next frame begins",
         |p| p.send_bytes(&noise(1, HEADER))
