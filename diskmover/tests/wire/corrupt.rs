@@ -12,14 +12,14 @@ use diskmover::digest::CHUNK;
 use diskmover::error::{Code, MoverError};
 use diskmover::frame::{self, HELLO_SENDS_AGAIN, Header, Kind};
 use diskmover::messages::{Open, VERSION};
-use diskmover::push::Job;
+use diskmover::push::{Job, Push};
 use diskmover::repeats::{MOST_CHUNKS, TRIES};
 
 use crate::hostile_receiver::opened;
 use crate::hostile_sender::{FAULTS, SIZE};
 use crate::peer::{Heard, Peer, listener};
 use crate::pki::Pki;
-use crate::rig::{PATIENCE, Rig, SESSION, job_to, noise, run};
+use crate::rig::{PATIENCE, Rig, SESSION, job_to, noise};
 
 /// A sender that knows how to send again, with volume 0 open.
 fn sending(rig: &Rig, size: u64) -> Peer {
@@ -152,16 +152,17 @@ fn copy_to(size: u64, act: impl Fn(&mut Peer, &Path) + Sync) -> (MoverError, Str
                 act(&mut peer, &path);
             }
         });
-        let error = run(Job {
+        let push = Push::start(Job {
             volumes: vec![("disk".into(), path.clone().into(), None)],
             connections: 1,
             most_connections: 1,
-            reconnect: Duration::from_secs(2),
+            reconnect: Duration::from_secs(5), // longer than it ever pauses
             ..job_to(&address, &pki)
         });
+        let ended = push.unwrap().wait(PATIENCE);
         over.store(true, Ordering::SeqCst);
         drop(std::net::TcpStream::connect(&address));
-        (error.unwrap_err(), address)
+        (ended.expect("it goes on for ever").unwrap_err(), address)
     })
 }
 
