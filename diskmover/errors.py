@@ -53,7 +53,8 @@ class ErrorCode(StrEnum):
     SOURCE_CHANGED = "SOURCE_CHANGED"
     """The source was written, replaced or cut while it was copied."""
     SOURCE_IO = "SOURCE_IO"
-    """The source cannot be read; the offset says where."""
+    """The source cannot be read; the offset says where. At a receiver: the sender went
+    on with zeros, and no degraded copy is taken there."""
 
     TARGET_EXISTS = "TARGET_EXISTS"
     """The final name is taken by a file that this tag did not publish."""

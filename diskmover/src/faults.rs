@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use crate::digest;
 use crate::pool::lock;
 
+mod lost;
 mod table;
 
 static RULES: Mutex<Vec<Arc<Active>>> = Mutex::new(Vec::new());

@@ -23,6 +23,7 @@ pub mod bottleneck;
 #[cfg(test)]
 mod bounds;
 pub mod codec;
+pub mod degraded;
 pub mod device;
 pub mod digest;
 pub mod dirt;
@@ -66,6 +67,7 @@ pub mod rebase;
 pub mod receipt;
 pub mod repeats;
 pub mod revision;
+pub mod salvage;
 pub mod seedlist;
 pub mod seeds;
 pub mod session;
@@ -78,6 +80,7 @@ pub mod sys;
 pub mod target;
 pub mod throttle;
 pub mod tls;
+pub mod unreadable;
 pub mod uplink;
 pub mod wants;
 

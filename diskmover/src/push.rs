@@ -38,6 +38,7 @@ use crate::pool::{Buffer, Pool, lock};
 use crate::priority::IoPriority;
 use crate::progress::{Eta, Meter, Progress};
 use crate::repeats::Repeats;
+use crate::salvage::OnReadError;
 use crate::session::TICK;
 use crate::throttle::Throttle;
 use crate::tls::TlsFiles;
@@ -71,6 +72,8 @@ pub struct Job {
     pub compression: Compression,
     /// Whether holes are believed.
     pub trust_holes: bool,
+    /// What to do where a source gives EIO.
+    pub on_read_error: OnReadError,
     /// Memory for chunks.
     pub buffer_bytes: u64,
     /// How much its reads count beside others'.
@@ -190,7 +193,8 @@ impl Push {
         let mut nonce = [0; 16];
         random_bytes(&mut nonce)?;
         for (id, origin, expected) in &job.volumes {
-            let source = origin.open(&nonce).map_err(|e| e.in_volume(id))?;
+            let source = origin.open(&nonce, job.on_read_error);
+            let source = source.map_err(|e| e.in_volume(id))?;
             let size = source.identity().size;
             if expected.is_some_and(|expected| expected != size) {
                 let text = format!(
@@ -363,6 +367,7 @@ impl Shared {
             eta,
             limited_by: self.bottleneck.name(),
             connections: lock(&self.links).len() as u64,
+            unreadable: self.volumes.iter().map(Volume::unreadable_bytes).sum(),
         }
     }
 }
@@ -409,6 +414,7 @@ mod tests {
             limit: None,
             compression: Compression::Off,
             trust_holes: true,
+            on_read_error: OnReadError::Fail,
             buffer_bytes: 0,
             io_priority: IoPriority::Normal,
             reconnect: Duration::from_secs(600),

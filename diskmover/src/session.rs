@@ -351,6 +351,7 @@ impl Session {
             },
             limited_by: "",
             connections: lock(&self.state).links.len() as u64,
+            unreadable: 0,
         }
     }
 

@@ -21,6 +21,7 @@ use crate::note;
 use crate::plan::Extents;
 use crate::pool::lock;
 use crate::revision::Revision;
+use crate::salvage::{self, Salvage};
 use crate::store::{Disk, disk};
 use crate::sys::ALIGN;
 
@@ -69,6 +70,11 @@ pub trait Source: Send + Sync {
 
     /// Makes reads that could last long fail soon, from another thread.
     fn abort(&self) {}
+
+    /// What could not be read, if the source is read around that.
+    fn salvage(&self) -> Option<&Salvage> {
+        None
+    }
 }
 
 /// An open regular file or block device.
@@ -80,6 +86,7 @@ pub struct FileSource {
     size: u64,
     identity: Mutex<Identity>,
     told_cached: AtomicBool,
+    salvage: Option<Salvage>,
 }
 
 /// How to look for holes.
@@ -148,7 +155,16 @@ impl FileSource {
             size: identity.size,
             identity: Mutex::new(identity),
             told_cached: AtomicBool::new(false),
+            salvage: None,
         })
+    }
+
+    /// The same, read around what its medium does not give any more.
+    pub fn salvaged(self, salvage: Salvage) -> FileSource {
+        FileSource {
+            salvage: Some(salvage),
+            ..self
+        }
     }
 
     fn now(&self) -> Result<Identity> {
@@ -173,21 +189,50 @@ impl FileSource {
         while at < end {
             match self.file.read_at(&mut buffer[at..end], base + at as u64) {
                 Ok(0) => {
-                    let offset = base + at as u64;
-                    return Err(self.changed("it is shorter than at the start").at(offset));
+                    let end = io::ErrorKind::UnexpectedEof.into();
+                    return Err(self.unread(&end, base + at as u64));
                 }
                 Ok(count) => at += count,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    let what = format!("cannot read {}", self.path.display());
-                    return Err(MoverError::source_io(&what, &e).at(base + at as u64));
+                Err(e) if self.salvage.is_some() && salvage::is_lost(&e) => {
+                    at = self.read_around(base, start..end, at, buffer)?;
                 }
+                Err(e) => return Err(self.unread(&e, base + at as u64)),
             }
         }
         if cached.len() >= ALIGN {
             self.let_go(base + cached.start as u64, cached.len() as u64);
         }
         Ok(())
+    }
+
+    /// Reads what can be read of the block at `at`, where EIO was given; returns where
+    /// the next one begins.
+    fn read_around(
+        &self,
+        base: u64,
+        range: Range<usize>,
+        at: usize,
+        buffer: &mut [u8],
+    ) -> Result<usize> {
+        let from = (at & !(ALIGN - 1)).max(range.start);
+        let to = (from + ALIGN).min(range.end);
+        let offset = base + from as u64;
+        if let Some(salvage) = &self.salvage {
+            let (file, direct) = (&self.file, self.direct.as_ref());
+            let read = salvage.read_block(file, direct, offset, &mut buffer[from..to]);
+            read.map_err(|e| self.unread(&e, offset))?;
+            salvage.tell(&self.shown());
+        }
+        Ok(to)
+    }
+
+    fn unread(&self, error: &io::Error, offset: u64) -> MoverError {
+        let failed = match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.changed("it is shorter than at the start"),
+            _ => MoverError::source_io(&format!("cannot read {}", self.shown()), error),
+        };
+        failed.at(offset)
     }
 
     /// Drops what had to be read through the page cache, which guests need more.
@@ -258,6 +303,14 @@ impl Source for FileSource {
 
     fn shown(&self) -> String {
         self.path.display().to_string()
+    }
+
+    fn abort(&self) {
+        self.salvage.iter().for_each(Salvage::abort);
+    }
+
+    fn salvage(&self) -> Option<&Salvage> {
+        self.salvage.as_ref()
     }
 }
 

@@ -38,6 +38,8 @@ pub struct Care {
     pub seeds: Vec<SeedSpec>,
     /// What is made of it.
     pub container: Container,
+    /// A copy of a source that could not be read everywhere is published, and marked.
+    pub degraded: bool,
     /// What this copy has published may be brought up to date in place, by a
     /// sender that knows what changed since.
     pub update: bool,

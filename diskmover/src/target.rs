@@ -25,6 +25,7 @@ use crate::seeds::Seeds;
 use crate::source::Identity;
 pub use crate::spec::{Care, Container, Place, Proof, TargetSpec, Trust};
 use crate::sys::ALIGN;
+use crate::unreadable::Unreadable;
 
 /// What opening a target found.
 pub enum Opened {
@@ -388,7 +389,7 @@ impl Target {
     }
 
     /// Gives the verified part its final name.
-    pub fn publish(&self, wire: u64) -> Result<Receipt> {
+    pub fn publish(&self, wire: u64, unreadable: Unreadable) -> Result<Receipt> {
         let receipt = {
             let book = lock(&self.book);
             Receipt {
@@ -398,6 +399,7 @@ impl Target {
                 wire,
                 root: book.ledger.root().unwrap_or_default(),
                 mode: self.mode,
+                unreadable,
             }
         };
         let file = self.medium.file();

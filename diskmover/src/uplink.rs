@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
+use crate::degraded;
 use crate::digest::CHUNK;
 use crate::entry::Entry;
 use crate::error::{Code, MoverError, Result};
@@ -397,6 +398,7 @@ fn send_roots(shared: &Shared, link: &Link) -> std::result::Result<(), End> {
         };
         let mut payload = root.to_vec();
         payload.extend(volume.wire.load(Ordering::Relaxed).to_le_bytes());
+        payload.extend(volume.unreadable().encode());
         let mut header = Header::new(Kind::Finish, index as u16);
         header.payload_len = payload.len() as u32;
         header.logical_len = volume.size();
@@ -455,6 +457,7 @@ fn hear(shared: &Shared, link: &Link, in_flight: &InFlight) -> std::result::Resu
 /// what the source holds now is checked before the copy ends.
 fn claim_receipt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
     let receipt = read_receipt(&shared.volumes[index], payload)?;
+    degraded::check_claim(&shared.volumes[index], &receipt)?;
     *lock(&shared.volumes[index].receipt) = Some(receipt);
     Ok(())
 }
@@ -471,6 +474,7 @@ fn keep_receipt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
         let text = "the receiver's receipt has another digest than this copy";
         return Err(MoverError::new(Code::Protocol, text).in_volume(&volume.id));
     }
+    degraded::check_told(volume, &receipt)?;
     *lock(&volume.receipt) = Some(receipt);
     Ok(())
 }

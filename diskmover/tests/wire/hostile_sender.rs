@@ -131,6 +131,15 @@ pub const FAULTS: &[Fault] = faults! {
         |p| p.finish(0, SIZE, &[1; 32]) => Protocol "chunks are missing";
     "FINISH without a digest",
         |p| p.send(Header::new(Kind::Finish, 0), &[1; 7]) => Protocol "FINISH";
+    "FINISH that tells of what could not be read beyond the end",
+        |p| {
+            let range = [&(3 * CHUNK).to_le_bytes()[..], &101u64.to_le_bytes()].concat();
+            let payload = [&[1; 40][..], &range].concat();
+            let mut header = Header::new(Kind::Finish, 0);
+            header.sign(&p.keys.frame, &[1; 32]);
+            p.send(header, &payload);
+        }
+        => Protocol "FINISH";
     "FINISH signed with another key",
         |p| {
             p.keys = diskmover::messages::Keys::derive(&[9; 32]);
