@@ -174,6 +174,7 @@ impl FileSource {
 
     fn read_range(&self, base: u64, start: usize, end: usize, buffer: &mut [u8]) -> Result<()> {
         let mut at = start;
+        let mut is_broken = false;
         if let Some(direct) = &self.direct {
             let aligned_end = end.next_multiple_of(ALIGN).min(buffer.len());
             while at < end && at.is_multiple_of(ALIGN) && aligned_end.is_multiple_of(ALIGN) {
@@ -181,7 +182,11 @@ impl FileSource {
                     Ok(0) => break,
                     Ok(count) => at += count,
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(_) => break, // the buffered read below tells what is wrong
+                    // The buffered read below tells what is wrong.
+                    Err(e) => {
+                        is_broken = salvage::is_lost(&e);
+                        break;
+                    }
                 }
             }
         }
@@ -202,6 +207,9 @@ impl FileSource {
         }
         if cached.len() >= ALIGN {
             self.let_go(base + cached.start as u64, cached.len() as u64);
+            if !is_broken {
+                self.tell_cached();
+            }
         }
         Ok(())
     }
@@ -237,12 +245,15 @@ impl FileSource {
 
     /// Drops what had to be read through the page cache, which guests need more.
     fn let_go(&self, offset: u64, len: u64) {
+        let len = std::num::NonZeroU64::new(len);
+        let _ = rustix::fs::fadvise(&self.file, offset, len, Advice::DontNeed);
+    }
+
+    fn tell_cached(&self) {
         note::once(&self.told_cached, || {
             let shown = self.path.display();
             format!("{shown} takes no direct I/O; it is read through the page cache")
         });
-        let len = std::num::NonZeroU64::new(len);
-        let _ = rustix::fs::fadvise(&self.file, offset, len, Advice::DontNeed);
     }
 }
 

@@ -84,6 +84,7 @@ def test_people_are_told_first_that_it_is_degraded(
     assert first.startswith("told: DEGRADED, 2.0 MiB could not be read and are zeros: 8.0 MiB")
     assert place == f"  unreadable: {LOST[1]} bytes at byte {GOOD}"
     assert "cannot be read at byte" in saved.err
+    assert "direct I/O" not in saved.err, "it is not the page cache that is wanted"
     # Without errors the option changes nothing, and the same again is no better.
     assert _push(serve, certs, whole, "whole", *RESCUE).code == 0
     again = _push(serve, certs, dying, "told", *RESCUE)
