@@ -200,9 +200,11 @@ fn an_interrupted_copy_with_zeros_is_not_gone_on_from_as_a_good_one() {
     ] {
         let what = format!("{on_read_error:?}, {healed}");
         let scene = Scene::new(true);
-        let bad = scene.break_at(9); // in the first chunk, which is placed
+        // In every chunk, so in the one that is placed.
+        let places = [0, 1, 2, 3].map(|chunk| chunk * CHUNK + 9);
+        let bad = places.map(|at| scene.break_at(at));
         scene.interrupt_after(1);
-        let lost = [scene.around(9)];
+        let lost = places.map(|at| scene.around(at));
         let bad = Some(bad).filter(|_| !healed);
         match scene.copy(on_read_error) {
             Ok(receipt) if healed => {

@@ -139,7 +139,7 @@ pub const FAULTS: &[Fault] = faults! {
             header.sign(&p.keys.frame, &[1; 32]);
             p.send(header, &payload);
         }
-        => Protocol "FINISH";
+        => Protocol "FINISH that cannot be read";
     "FINISH signed with another key",
         |p| {
             p.keys = diskmover::messages::Keys::derive(&[9; 32]);
