@@ -11,12 +11,12 @@ _Tls = tuple[_Path, _Path, _Path]
 # root, name
 _Seed = tuple[_Path, str]
 # (volume_id, root, name), size_bytes, (mode, uid, gid),
-# (device_state, paranoid, readback, seeds, qcow2, update)
+# (device_state, paranoid, readback, seeds, qcow2, update, accept_degraded)
 _Incoming = tuple[
     tuple[str, _Path, str],
     int,
     tuple[int, int | None, int | None],
-    tuple[_Path | None, bool, bool, Sequence[_Seed], bool, bool],
+    tuple[_Path | None, bool, bool, Sequence[_Seed], bool, bool, bool],
 ]
 # address, name, content_id, (bitmap, since)
 _Nbd = tuple[str, str, str | None, tuple[str | None, str] | None]
@@ -24,10 +24,10 @@ _Nbd = tuple[str, str, str | None, tuple[str | None, str] | None]
 _Outgoing = tuple[str, _Path | None, _Nbd | None, int | None]
 # expected, low, high
 _Eta = tuple[float | None, float | None, float | None]
-# done, total, resumed, wire, rate, eta, limited_by, connections
-Progress = tuple[int, int, int, int, int, _Eta, str, int]
-# volume_id, size, data, zero, wire, chunk_size, digest, mode
-_Receipt = tuple[str, int, int, int, int, int, str, str]
+# done, total, resumed, wire, rate, eta, limited_by, connections, unreadable
+Progress = tuple[int, int, int, int, int, _Eta, str, int, int]
+# volume_id, size, data, zero, wire, chunk_size, digest, mode, unreadable
+Receipt = tuple[str, int, int, int, int, int, str, str, list[tuple[int, int]]]
 
 class Receiver:
     def __init__(
@@ -46,7 +46,7 @@ class Receiver:
     ) -> None: ...
     def session_status(
         self, session_id: str
-    ) -> tuple[str, Progress, list[_Receipt], MoverError | None]: ...
+    ) -> tuple[str, Progress, list[Receipt], MoverError | None]: ...
     def close_session(self, session_id: str) -> None: ...
     def serve_names(
         self,
@@ -58,7 +58,7 @@ class Receiver:
         qcow2: bool,
         update: bool,
     ) -> None: ...
-    def take_ended(self) -> list[tuple[str, str, list[_Receipt], MoverError | None]]: ...
+    def take_ended(self) -> list[tuple[str, str, list[Receipt], MoverError | None]]: ...
     def close(self) -> None: ...
 
 class Push:
@@ -78,11 +78,12 @@ class Push:
         buffer_bytes: int,
         reconnect_timeout_seconds: float,
         io_priority: str,
+        on_read_error: str,
     ) -> None: ...
     def progress(self) -> Progress: ...
     def cancel(self) -> None: ...
     def set_limit(self, limit_bytes_per_second: int | None) -> None: ...
-    def wait(self, timeout: float | None) -> list[_Receipt] | None: ...
+    def wait(self, timeout: float | None) -> list[Receipt] | None: ...
 
 def reserve(root: _Path, name: str, tag: str, size_bytes: int, allocate: bool) -> None: ...
 def discard(root: _Path, name: str, tag: str) -> None: ...

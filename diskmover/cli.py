@@ -13,7 +13,10 @@ same `push` again goes on where it stopped.
 `serve --format qcow2` makes an image of it; `push --since --bitmap` sends what was
 written since an earlier copy, to a receiver that runs with `serve --update`.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 5 out of reach (try again).
+`push --on-read-error zero` reads around what a dying disk does not give any more;
+what it makes is DEGRADED, and says so wherever it says anything.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but degraded, 5 out of reach (try again).
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from diskmover.pushing import check_names, push_one
 from diskmover.transfer import Receiver
 
 EXIT_FAILED = 1
+EXIT_DEGRADED = 3
 EXIT_UNAVAILABLE = 5
 EXIT_INTERRUPTED = 130
 _LOOK_SECONDS = 0.5
@@ -94,6 +98,7 @@ def main() -> None:
       0    done
       1    failed; running it again as it is would fail again
       2    wrong usage
+      3    done, but DEGRADED: not all of the source could be read (--on-read-error)
       5    out of reach, busy or broken off: run it again later
       130  interrupted
     """  # noqa: D301 - click wants the escape, not a raw string
@@ -275,6 +280,15 @@ def serve(
     help="Whether holes reported by the file system are believed, or read.",
 )
 @click.option(
+    "--on-read-error",
+    default="fail",
+    show_default=True,
+    type=click.Choice(["fail", "zero"]),
+    help="What to do when the disk does not give a part of FILE any more (EIO). zero: put zeros "
+    "there, sector by sector, and call the copy DEGRADED (exit code 3). For rescuing what is "
+    "left of a dying disk.",
+)
+@click.option(
     "--retry-for",
     default=30.0,
     show_default=True,
@@ -305,7 +319,7 @@ def push(
     take at the fastest and slowest of the last seconds, and what limits it:
     source-read, compress, network, target-write (all that the receiver does) or
     throttle (--limit). With --json, each line of the output is an object with
-    "file" and "progress", "receipt" and "seconds", or "error".
+    "file" and "progress", "receipt" (or "degraded") and "seconds", or "error".
 
     \b
     Examples:
@@ -316,13 +330,16 @@ def push(
       # a disk as its guest sees it, whatever its format
       qemu-nbd --read-only --shared 8 --persistent --socket /run/db.sock db.qcow2
       diskmover push --nbd unix:/run/db.sock --name db.raw --to two
+      # what is left on a dying disk: exit code 3, and the places that are lost
+      diskmover push /dev/sdb --name sdb.img --to two --on-read-error zero
       # over a long and lossy line
       diskmover push web1.qcow2 --to far.example.net --connections 16 --retry-for 600
     The options --cert, --key and --ca may come from the environment, as shown.
 
     \b
-    Exit codes: 0 all are there; 1 one failed, 2 wrong usage, 5 try again,
-    130 interrupted. docs/diskmover.md lists the errors and what to do.
+    Exit codes: 0 all are there; 1 one failed, 2 wrong usage, 3 all are there but
+    one is DEGRADED, 5 try again, 130 interrupted. docs/diskmover.md lists the
+    errors and what to do.
     """  # noqa: D301
     if bool(files) == (nbd is not None):
         raise click.UsageError("name the files to send, or one export with --nbd")
@@ -332,18 +349,25 @@ def push(
         raise click.UsageError("an export has no file name: give one with --name")
     if nbd is None and (content_id, bitmap, since) != (None, None, None):
         raise click.UsageError("--content-id, --bitmap and --since go with --nbd only")
+    if nbd is not None and options["on_read_error"] == "zero":
+        raise click.UsageError("--on-read-error zero goes with files and devices, not with --nbd")
     if bitmap is not None and since is None:
         raise click.UsageError("--bitmap needs --since: what it tells is counted from a copy")
     check_names([name or file.name for file in files])
     # Told to end in whatever way, it lets go of its files first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    whole = []
     with _told(as_json, goes_on=True):
         if nbd is not None and name is not None:
             changes = Changes(since, bitmap) if since is not None else None
             export = replace(nbd, content_id=content_id, changes=changes)
-            push_one(export, name, as_json=as_json, options=options)
+            whole.append(push_one(export, name, as_json=as_json, options=options))
         for file in files:
-            push_one(file.resolve(), name or file.name, as_json=as_json, options=options)
+            called = name or file.name
+            whole.append(push_one(file.resolve(), called, as_json=as_json, options=options))
+    if not all(whole):
+        click.echo("diskmover: not all could be read: the copy is DEGRADED", err=True)
+        sys.exit(EXIT_DEGRADED)
 
 
 @main.command()

@@ -41,7 +41,8 @@ class ErrorCode(StrEnum):
     """All connections broke and reconnecting did not help; resume later."""
 
     CHUNK_CORRUPT = "CHUNK_CORRUPT"
-    """A chunk did not match its authenticator; nothing of it was written."""
+    """A chunk did not match its authenticator, also not when it was asked for again;
+    nothing of it was written."""
     DIGEST_MISMATCH = "DIGEST_MISMATCH"
     """Both ends hold different root digests; nothing was published."""
 
@@ -52,7 +53,8 @@ class ErrorCode(StrEnum):
     SOURCE_CHANGED = "SOURCE_CHANGED"
     """The source was written, replaced or cut while it was copied."""
     SOURCE_IO = "SOURCE_IO"
-    """The source cannot be read; the offset says where."""
+    """The source cannot be read; the offset says where. At a receiver: the sender went
+    on with zeros, and no degraded copy is taken there."""
 
     TARGET_EXISTS = "TARGET_EXISTS"
     """The final name is taken by a file that this tag did not publish."""

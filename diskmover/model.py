@@ -10,6 +10,7 @@ from typing import Literal
 from diskmover.errors import MoverError
 
 IoPriority = Literal["normal", "low", "idle"]
+OnReadError = Literal["fail", "zero"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class IncomingVolume:
             `Changes` begin with, take its name away and bring it up to date,
             instead of answering that it is there. It must not be in use. Until
             the new content is complete and verified, no file has the name.
+        accept_degraded: Take a copy also when its sender could not read all of the
+            source and puts zeros there (`Push(on_read_error="zero")`). Its receipt
+            tells where. Otherwise such a copy fails with SOURCE_IO, and nothing is
+            published.
     """
 
     volume_id: str
@@ -75,6 +80,7 @@ class IncomingVolume:
     seeds: tuple[tuple[Path, str], ...] = ()
     format: Literal["as-sent", "qcow2"] = "as-sent"
     update: bool = False
+    accept_degraded: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +167,9 @@ class Progress:
             "throttle" (the limit that was set), or "" while unknown and at the
             receiver.
         connections: Connections that stand now.
+        unreadable_bytes: Bytes of the source that could not be read, where the copy
+            goes on with zeros: it is DEGRADED when this is not 0. Only the sender
+            knows before the end.
     """
 
     done_bytes: int
@@ -173,6 +182,7 @@ class Progress:
     eta_high_seconds: float | None
     limited_by: str
     connections: int
+    unreadable_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -191,6 +201,10 @@ class Receipt:
         mode: "verbatim": the bytes of a file or device as they are; or
             "guest-visible": the disk as its guest sees it, whatever was made of
             it at the target. Digest and sizes are those of these bytes.
+        unreadable: Where the source could not be read and zeros stand instead, as
+            pairs of offset and length. Empty, unless the sender was told to go on
+            then: a copy with any is DEGRADED, and its digest is that of what was
+            placed, not of what the source should hold.
     """
 
     volume_id: str
@@ -201,6 +215,17 @@ class Receipt:
     chunk_size_bytes: int
     digest: str
     mode: str
+    unreadable: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def is_degraded(self) -> bool:
+        """Whether something of the source is missing."""
+        return bool(self.unreadable)
+
+    @property
+    def unreadable_bytes(self) -> int:
+        """Bytes that are missing."""
+        return sum(length for _, length in self.unreadable)
 
 
 @dataclass(frozen=True)
@@ -229,7 +254,8 @@ class EndedCopy:
     Attributes:
         name: The name that the sender gave.
         sender: URI name in its certificate.
-        receipts: One when it is there, else empty.
+        receipts: One when it is there, else empty. It may be DEGRADED: look at its
+            `is_degraded`.
         error: Why it is not.
     """
 

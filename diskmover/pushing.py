@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,8 +40,11 @@ def check_names(names: Sequence[str]) -> None:
 
 def push_one(
     source: Path | NbdExport, name: str, *, as_json: bool, options: dict[str, Any]
-) -> None:
+) -> bool:
     """Push a source and tell its receipt.
+
+    Returns:
+        Whether all of it is there; False when the copy is DEGRADED.
 
     Raises:
         MoverError: It failed.
@@ -52,9 +54,10 @@ def push_one(
     seconds = time.monotonic() - started
     for receipt in receipts:
         if as_json:
-            show.emit({"receipt": asdict(receipt), "seconds": round(seconds, 3)})
+            show.emit({**show.proof(receipt), "seconds": round(seconds, 3)})
         else:
             click.echo(show.told(receipt, progress, seconds))
+    return not any(receipt.is_degraded for receipt in receipts)
 
 
 def _push_through(
@@ -90,6 +93,7 @@ def _start(source: Path | NbdExport, name: str, options: dict[str, Any]) -> Push
         holes=options["holes"],
         reconnect_timeout_seconds=options["retry_for"],
         io_priority=options["io_priority"],
+        on_read_error=options["on_read_error"],
     )
 
 

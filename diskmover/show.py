@@ -72,8 +72,10 @@ def _words(progress: Progress) -> str:
     if not progress.connections:
         return f"of {total}, {'reconnecting' if progress.wire_bytes else 'connecting'}"
     left = time_left(progress)
+    lost = progress.unreadable_bytes
     words = [
         f"of {total}",
+        *([f"DEGRADED: {size(lost)} unreadable"] if lost else []),
         f"{size(progress.rate_bytes_per_second)}/s",
         *([f"{left} left"] if left else []),
     ]
@@ -115,27 +117,47 @@ def size(count: int) -> str:
 
 
 def told(receipt: Receipt, progress: Progress, seconds: float) -> str:
-    """A finished copy in one line."""
-    what = f"{receipt.volume_id}: {size(receipt.size_bytes)}, of it {size(receipt.data_bytes)} data"
+    """A finished copy in one line, and a line for each place that is missing."""
+    what = f"{size(receipt.size_bytes)}, of it {size(receipt.data_bytes)} data"
+    what = f"{receipt.volume_id}: {degraded(receipt)}{what}"
     if receipt.wire_bytes and not progress.wire_bytes:
-        return f"{what}, was there already, digest {receipt.digest}"
+        return f"{what}, was there already, digest {receipt.digest}{_places(receipt)}"
     before = f"{size(progress.resumed_bytes)} were there, " if progress.resumed_bytes else ""
     wire = f"{size(receipt.wire_bytes)} on the wire, {seconds:.1f} s"
-    return f"{what}, {before}{wire}, digest {receipt.digest}"
+    return f"{what}, {before}{wire}, digest {receipt.digest}{_places(receipt)}"
+
+
+def degraded(receipt: Receipt) -> str:
+    """What a copy has to say first when it is not a good one; else nothing."""
+    if not receipt.is_degraded:
+        return ""
+    return f"DEGRADED, {size(receipt.unreadable_bytes)} could not be read and are zeros: "
+
+
+def _places(receipt: Receipt) -> str:
+    """A line for each place that is missing."""
+    return "".join(
+        f"\n  unreadable: {length} bytes at byte {offset}" for offset, length in receipt.unreadable
+    )
+
+
+def proof(receipt: Receipt) -> dict[str, Any]:
+    """A receipt as JSON; one of a degraded copy is not called a receipt."""
+    return {"degraded" if receipt.is_degraded else "receipt": asdict(receipt)}
 
 
 def arrival(copy: EndedCopy, *, as_json: bool) -> None:
     """Tell how a copy ended, at its receiver."""
     if as_json:
         about: dict[str, Any] = {"file": copy.name, "sender": copy.sender}
-        outcome = failure(copy.error) if copy.error else {"receipt": asdict(copy.receipts[0])}
+        outcome = failure(copy.error) if copy.error else proof(copy.receipts[0])
         emit(about | outcome)
         return
     if copy.error:
         what = str(copy.error)
     else:
         (receipt,) = copy.receipts
-        what = f"{size(receipt.size_bytes)}, digest {receipt.digest}"
+        what = f"{degraded(receipt)}{size(receipt.size_bytes)}, digest {receipt.digest}"
     line = f"{copy.name} from {copy.sender}: {what}"
     # The name is the sender's choice: it must not act on the terminal.
     click.echo("".join(char if char.isprintable() else "?" for char in line))

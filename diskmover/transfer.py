@@ -23,6 +23,7 @@ from diskmover.model import (
     EndedCopy,
     IncomingVolume,
     IoPriority,
+    OnReadError,
     OutgoingVolume,
     Progress,
     Receipt,
@@ -148,7 +149,7 @@ class Receiver:
             session_id=session_id,
             state=SessionState(state),
             progress=_progress(progress),
-            receipts=tuple(Receipt(*receipt) for receipt in receipts),
+            receipts=tuple(map(_receipt, receipts)),
             error=error,
         )
 
@@ -174,7 +175,8 @@ class Receiver:
         """Accept any sender with a certificate of the CA, without sessions.
 
         This is what `diskmover serve` does: a sender names its files, they are
-        placed directly in `root`, and never over an existing file.
+        placed directly in `root`, and never over an existing file. DEGRADED copies
+        are taken, and `take_ended` tells of them as such.
 
         Args:
             root: The directory to place files in.
@@ -207,7 +209,7 @@ class Receiver:
         go on.
         """
         return [
-            EndedCopy(name, sender, tuple(Receipt(*receipt) for receipt in receipts), error)
+            EndedCopy(name, sender, tuple(map(_receipt, receipts)), error)
             for name, sender, receipts, error in self._core.take_ended()
         ]
 
@@ -247,6 +249,7 @@ class Push:
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         reconnect_timeout_seconds: float = 30.0,
         io_priority: IoPriority = "normal",
+        on_read_error: OnReadError = "fail",
     ) -> None:
         """Open the sources and start to send.
 
@@ -271,6 +274,13 @@ class Push:
             buffer_bytes: Memory for chunks in flight.
             reconnect_timeout_seconds: How long to try when no connection stands.
             io_priority: How much its reads count beside others', as in `Receiver`.
+            on_read_error: What to do when a source gives EIO. "fail" fails with
+                SOURCE_IO and the offset. "zero" reads around it and puts zeros in
+                the place of the sectors that are lost; the copy is DEGRADED then,
+                its receipt tells where, and it is for rescuing a dying disk, never
+                for moving a machine. More than 1024 places or 64 MiB of a volume
+                fail; other errors do, and so do NBD exports. Such a copy is never
+                gone on from: another attempt compares everything.
 
         Raises:
             MoverError: INVALID_ARGUMENT, CREDENTIALS, SOURCE_MISSING,
@@ -291,6 +301,7 @@ class Push:
             buffer_bytes,
             reconnect_timeout_seconds,
             io_priority,
+            on_read_error,
         )
 
     def progress(self) -> Progress:
@@ -324,12 +335,14 @@ class Push:
             MoverError: Why the copy failed; every code is possible.
         """
         receipts = self._core.wait(timeout)
-        return None if receipts is None else [Receipt(*receipt) for receipt in receipts]
+        return None if receipts is None else [_receipt(told) for told in receipts]
 
 
 def _progress(told: _core.Progress) -> Progress:
     """Progress as the core tells it."""
-    done, total, resumed, wire, rate, (expected, low, high), limited_by, connections = told
+    done, total, resumed, wire, rate, (expected, low, high), limited_by, connections, unreadable = (
+        told
+    )
     return Progress(
         done_bytes=done,
         total_bytes=total,
@@ -341,16 +354,23 @@ def _progress(told: _core.Progress) -> Progress:
         eta_high_seconds=high,
         limited_by=limited_by,
         connections=connections,
+        unreadable_bytes=unreadable,
     )
+
+
+def _receipt(told: _core.Receipt) -> Receipt:
+    """A receipt as the core tells it."""
+    volume_id, size, data, zero, wire, chunk_size, digest, mode, unreadable = told
+    return Receipt(volume_id, size, data, zero, wire, chunk_size, digest, mode, tuple(unreadable))
 
 
 def _placing(
     volume: IncomingVolume,
-) -> tuple[Path | None, bool, bool, Sequence[tuple[Path, str]], bool, bool]:
+) -> tuple[Path | None, bool, bool, Sequence[tuple[Path, str]], bool, bool, bool]:
     """How a volume is placed, as the core takes it."""
     is_qcow2 = volume.format == "qcow2"
     careful = (volume.device_state, volume.paranoid, volume.readback)
-    return (*careful, volume.seeds, is_qcow2, volume.update)
+    return (*careful, volume.seeds, is_qcow2, volume.update, volume.accept_degraded)
 
 
 def _outgoing(volume: OutgoingVolume) -> tuple[str, Path | None, CoreExport | None, int | None]:

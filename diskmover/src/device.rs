@@ -45,7 +45,7 @@ pub fn find(
     }
     let id = device_id(stat.st_rdev);
     if let Some((found, of)) = receipt::read(&names)? {
-        if of == id && since == Some(found.root) {
+        if of == id && since == Some(found.root) && found.unreadable.is_empty() {
             // From now on nothing vouches for it, until it is complete again.
             names.remove(&names.journal)?;
             names.remove(&names.receipt)?;

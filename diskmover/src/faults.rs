@@ -17,8 +17,10 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
+use crate::digest;
 use crate::pool::lock;
 
+mod lost;
 mod table;
 
 static RULES: Mutex<Vec<Arc<Active>>> = Mutex::new(Vec::new());
@@ -44,6 +46,10 @@ pub enum Op {
     Rename,
     /// Its directory is made durable.
     SyncDir,
+    /// A chunk of it lies in memory, hashed and packed, on its way out.
+    Pack,
+    /// A chunk for it lies in memory, as it arrived.
+    Arrive,
 }
 
 /// How it goes wrong.
@@ -111,6 +117,15 @@ pub fn in_dir(dir: impl AsFd, name: &str, op: Op) -> Result<(), Errno> {
     match wanted(&path_of(dir.as_fd()).join(name), op, None) {
         Some(Fault::Error(number)) => Err(Errno::from_raw_os_error(number)),
         _ => Ok(()),
+    }
+}
+
+/// Spoils what lies in memory of a chunk of a file, if a test wants it.
+pub fn in_memory(path: &Path, op: Op, offset: u64, bytes: &mut [u8]) {
+    if let Some(Fault::Flipped) = wanted(path, op, Some((offset, digest::CHUNK)))
+        && let Some(byte) = bytes.first_mut()
+    {
+        *byte ^= 1;
     }
 }
 

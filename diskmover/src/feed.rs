@@ -14,8 +14,10 @@ use crate::ledger::Ledger;
 use crate::messages::Receipt;
 use crate::plan::{Extents, Plan, Work};
 use crate::pool::lock;
+use crate::salvage::Salvage;
 use crate::session::TICK;
 use crate::source::{Identity, Source};
+use crate::unreadable::Unreadable;
 
 /// A volume on its way out.
 pub struct Volume {
@@ -73,13 +75,27 @@ impl Volume {
 
     /// What the receiver knows the source by. What was placed while holes were
     /// believed is another thing than what is placed while they are read: neither
-    /// goes on from the other.
+    /// goes on from the other. Nor does anything from what an attempt placed that read
+    /// around errors: nobody knows any more where.
     pub fn identity(&self) -> Identity {
         let mut identity = self.source.identity();
+        if let Some(salvage) = self.source.salvage() {
+            identity.inode ^= salvage.attempt();
+        }
         if !self.trust_holes.load(Ordering::Relaxed) {
             identity.inode ^= 1 << 63;
         }
         identity
+    }
+
+    /// What of the source could not be read.
+    pub fn unreadable(&self) -> Unreadable {
+        self.source.salvage().map(Salvage::lost).unwrap_or_default()
+    }
+
+    /// Bytes of it.
+    pub fn unreadable_bytes(&self) -> u64 {
+        self.source.salvage().map_or(0, Salvage::lost_bytes)
     }
 
     /// Bytes that the receiver has.

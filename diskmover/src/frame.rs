@@ -15,6 +15,7 @@
 use crate::base;
 use crate::digest::{self, CHUNK, Hash};
 use crate::revision;
+use crate::unreadable;
 
 /// Bytes of a header.
 pub const HEADER: usize = 64;
@@ -55,7 +56,7 @@ kinds! {
     /// Sender: a run of zero chunks.
     Zero = 4, 0;
     /// Sender: all chunks of a volume are acknowledged; here is its root digest.
-    Finish = 5, 64;
+    Finish = 5, 64 + unreadable::MAX_ENCODED;
     /// Sender: what a chunk holds, for a receiver that has older content.
     Hashes = 6, MAX_HASHES_PAYLOAD;
     /// Sender: the blocks of a chunk that differ from the older content.
@@ -67,12 +68,13 @@ kinds! {
     /// Receiver: what is durable already.
     State = 17, 1 << 20;
     /// Receiver: the volume is ready; all STATE frames have been sent.
-    Opened = 18, 512;
+    Opened = 18, 512 + unreadable::MAX_ENCODED;
     /// Receiver: a DATA or ZERO frame is written.
     Ack = 19, 0;
     /// Receiver: the volume is published.
-    Receipt = 20, 512;
-    /// Receiver: it does not have these blocks of a HASHES or PATCH frame's chunk.
+    Receipt = 20, 512 + unreadable::MAX_ENCODED;
+    /// Receiver: it does not have these blocks of a HASHES or PATCH frame's chunk, or
+    /// a frame came corrupt.
     Want = 21, 2;
     /// Either: the session has failed.
     Error = 30, 2048;
@@ -84,6 +86,8 @@ kinds! {
 pub const CODEC_RAW: u8 = 0;
 /// DATA payload is one zstd frame of the blocks.
 pub const CODEC_ZSTD: u8 = 1;
+/// HELLO, in its length: the sender knows WANT as an answer to DATA and ZERO.
+pub const HELLO_SENDS_AGAIN: u64 = 1;
 /// ACK: the target's queue is nearly full, so its disk is the bottleneck.
 pub const ACK_TARGET_SLOW: u8 = 1;
 

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::select;
 
+use crate::degraded;
 use crate::digest::{self, Hash};
 use crate::dirt;
-use crate::entry::{Entry, MAX_ENTRY};
+use crate::entry::{Entry, MAX_ENTRY, take};
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{Header, Kind};
 use crate::guard;
@@ -24,6 +25,7 @@ use crate::pool::lock;
 use crate::revision::{self, Revision};
 use crate::session::{Phase, Session, TICK};
 use crate::target::{Opened, Target};
+use crate::unreadable::Unreadable;
 
 /// A barrier comes after this time at the latest.
 const BARRIER_TIME: Duration = Duration::from_secs(1);
@@ -57,10 +59,13 @@ pub fn run(session: &Arc<Session>) {
     keeper.release();
 }
 
+/// What a FINISH tells beside the root digest: wire bytes, and what could not be read.
+type Told = (u64, Unreadable);
+
 struct Keeper<'a> {
     session: &'a Arc<Session>,
-    /// Wire bytes of the volumes whose digests agree.
-    verified: Vec<Option<u64>>,
+    /// What the sender told of the volumes whose digests agree.
+    verified: Vec<Option<Told>>,
     /// What senders know of the changes of volumes that they open next.
     revisions: Vec<Option<Revision>>,
     synced: Instant,
@@ -233,8 +238,9 @@ impl Keeper<'_> {
             self.session.send_receipts(&order.link);
             return Ok(());
         }
-        let (Some((root, wire)), Some(target)) =
-            (parse_finish(&order.payload), self.targets()[volume].clone())
+        let target = self.targets()[volume].clone();
+        let size = target.as_ref().map_or(0, |target| target.size());
+        let (Some((root, told)), Some(target)) = (parse_finish(&order.payload, size), target)
         else {
             let what = "a FINISH that cannot be read, or for a volume that is published";
             return Err(self.session.broken(&order.link, what));
@@ -247,9 +253,10 @@ impl Keeper<'_> {
             let what = "a FINISH while chunks are missing";
             return Err(self.session.broken(&order.link, what));
         }
+        degraded::check_taken(&self.session.specs[volume], &told.1)?;
         target.verify(&root)?;
         target.prove(&self.alive(&order.link))?;
-        self.verified[volume] = Some(wire);
+        self.verified[volume] = Some(told);
         drop(target);
         let published = lock(&self.session.receipts).clone();
         if (0..self.verified.len()).all(|v| self.verified[v].is_some() || published[v].is_some()) {
@@ -265,10 +272,10 @@ impl Keeper<'_> {
             std::thread::sleep(Duration::from_millis(1));
         }
         for volume in 0..self.verified.len() {
-            if let (Some(wire), Some(target)) =
-                (self.verified[volume], self.targets()[volume].clone())
+            if let (Some((wire, unreadable)), Some(target)) =
+                (self.verified[volume].take(), self.targets()[volume].clone())
             {
-                let receipt = target.publish(wire)?;
+                let receipt = target.publish(wire, unreadable)?;
                 drop(target);
                 self.set_target(volume, None);
                 self.session.note_published(volume, receipt);
@@ -308,10 +315,11 @@ impl Keeper<'_> {
     }
 }
 
-/// Root digest and wire bytes of a FINISH payload.
-fn parse_finish(payload: &[u8]) -> Option<(Hash, u64)> {
-    let (root, wire) = payload.split_first_chunk::<32>()?;
-    Some((*root, u64::from_le_bytes(wire.try_into().ok()?)))
+/// What a FINISH payload says of a volume of `size` bytes.
+fn parse_finish(mut payload: &[u8], size: u64) -> Option<(Hash, Told)> {
+    let root = take(&mut payload)?;
+    let wire = take(&mut payload).map(u64::from_le_bytes)?;
+    Some((root, (wire, Unreadable::decode(payload, size)?)))
 }
 
 /// Entries as payloads of at most the size of a STATE frame.

@@ -23,6 +23,7 @@ pub mod bottleneck;
 #[cfg(test)]
 mod bounds;
 pub mod codec;
+pub mod degraded;
 pub mod device;
 pub mod digest;
 pub mod dirt;
@@ -36,6 +37,7 @@ pub mod frame;
 pub mod growth;
 pub mod guard;
 pub mod holes;
+pub mod identity;
 pub mod journal;
 pub mod keeper;
 pub mod ledger;
@@ -63,11 +65,14 @@ mod py;
 pub mod qcow2;
 pub mod rebase;
 pub mod receipt;
+pub mod repeats;
 pub mod revision;
+pub mod salvage;
 pub mod seedlist;
 pub mod seeds;
 pub mod session;
 pub mod source;
+pub mod spec;
 pub mod stages;
 pub mod store;
 pub mod sync;
@@ -75,7 +80,9 @@ pub mod sys;
 pub mod target;
 pub mod throttle;
 pub mod tls;
+pub mod unreadable;
 pub mod uplink;
+pub mod wants;
 
 // What the tests over the wire use serves those that need a seam in here too.
 #[cfg(test)]

@@ -330,7 +330,11 @@ impl Shared {
         let mut welcome = Header::new(Kind::Welcome, session.specs.len() as u16);
         welcome.payload_len = 2;
         // The session may have something to say to all its connections at once.
-        let admit = || session.admit(link, hello.nonce);
+        let admit = || {
+            session.admit(link, hello.nonce)?;
+            session.hear_abilities(&header);
+            Ok(())
+        };
         link.send_first(&welcome, &[&VERSION.to_le_bytes()], admit)?;
         Ok(session)
     }

@@ -9,6 +9,7 @@ use crate::ledger::Ledger;
 use crate::origin::Origin;
 use crate::plan::{Plan, Work};
 use crate::pool::lock;
+use crate::salvage::OnReadError;
 use crate::source::Source;
 use crate::sys::{ALIGN, AlignedBuf};
 
@@ -20,7 +21,7 @@ pub fn digest(path: &Path) -> Result<(u64, u64, Hash)> {
 /// The same of a file or an export.
 pub fn digest_at(origin: &Origin) -> Result<(u64, u64, Hash)> {
     // The nonce is for identities, and none is needed here.
-    digest_of(&*origin.open(&[0; 16])?, || false)
+    digest_of(&*origin.open(&[0; 16], OnReadError::Fail)?, || false)
 }
 
 /// The same of an open source; gives up when `stopping` says so.

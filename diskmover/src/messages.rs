@@ -6,6 +6,7 @@ use crate::entry::take;
 use crate::error::{Code, MoverError, Side};
 use crate::mode::CopyMode;
 use crate::source::Identity;
+use crate::unreadable::Unreadable;
 
 /// Version that this code speaks.
 pub const VERSION: u16 = 1;
@@ -161,6 +162,8 @@ pub struct Receipt {
     pub root: Hash,
     /// What its bytes are.
     pub mode: CopyMode,
+    /// Where zeros stand for what could not be read: then the copy is DEGRADED.
+    pub unreadable: Unreadable,
 }
 
 impl Receipt {
@@ -173,6 +176,7 @@ impl Receipt {
         out.extend(self.root);
         out.push(self.mode as u8);
         put_text(&mut out, &self.volume);
+        out.extend(self.unreadable.encode());
         out
     }
 
@@ -184,13 +188,14 @@ impl Receipt {
         let root = take(bytes)?;
         let mode = take_mode(bytes)?;
         let volume = take_text(bytes)?;
-        bytes.is_empty().then_some(Receipt {
+        Some(Receipt {
             volume,
             size,
             data,
             wire,
             root,
             mode,
+            unreadable: Unreadable::decode(bytes, size)?,
         })
     }
 }
@@ -308,12 +313,19 @@ mod tests {
             wire: 3,
             root: [5; 32],
             mode: CopyMode::GuestVisible,
+            unreadable: Unreadable::default(),
         };
         let mut unknown = receipt.encode();
         unknown[56] = 2;
         assert_eq!(Receipt::decode(&unknown), None, "a mode that is not known");
         assert_eq!(Receipt::decode(&receipt.encode()), Some(receipt.clone()));
         refuse_all_cuts(&receipt.encode(), Receipt::decode);
+        let degraded = Receipt {
+            size: 9000,
+            unreadable: Unreadable::of(vec![512..1024, 4096..8192], 9000).unwrap(),
+            ..receipt
+        };
+        assert_eq!(Receipt::decode(&degraded.encode()), Some(degraded));
     }
 
     #[test]

@@ -79,6 +79,8 @@ impl Offer {
                 proof: self.proof,
                 seeds: self.seeds.clone(),
                 container: self.container,
+                // Its receipt and whoever asks how it ended say what it is.
+                degraded: true,
                 update: self.update,
             },
         }

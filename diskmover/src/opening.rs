@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::audit::{self, Expected};
 use crate::beneath::{self, Names};
+use crate::degraded;
 use crate::device;
 use crate::digest::{Bitmap, Hash};
 use crate::error::{Code, MoverError, Result};
@@ -114,6 +115,7 @@ pub fn open(
     let site = match found {
         Found::Published(receipt) => {
             publish::check_kind(spec, tag, &receipt, announced.mode)?;
+            degraded::check_found(spec, &receipt)?;
             return Ok(Opened::Published(receipt));
         }
         Found::Open(site) => site,
@@ -252,7 +254,8 @@ fn find_part(spec: &TargetSpec, tag: &str, size: u64, since: Option<Hash>) -> Re
         // Killed between publishing and tidying up.
         names.remove(&names.journal)?;
         names.remove(&names.part)?;
-        if since != Some(found.root) {
+        // What was never read is in no bitmap: nothing can be built on that.
+        if since != Some(found.root) || !found.unreadable.is_empty() {
             return Ok(Found::Published(found));
         }
         publish::reopen(&names)?;

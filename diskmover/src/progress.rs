@@ -25,6 +25,8 @@ pub struct Progress {
     pub limited_by: &'static str,
     /// Connections that stand.
     pub connections: u64,
+    /// Bytes that the sender could not read, where it goes on with zeros.
+    pub unreadable: u64,
 }
 
 /// Seconds to the end; None for what cannot be told.

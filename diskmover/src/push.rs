@@ -10,6 +10,7 @@
 //! placed), lets one uplink send the root digests, and ends the copy when all
 //! receipts are there.
 
+mod check;
 mod coordinator;
 
 use std::net::TcpStream;
@@ -36,7 +37,9 @@ use crate::origin::Origin;
 use crate::pool::{Buffer, Pool, lock};
 use crate::priority::IoPriority;
 use crate::progress::{Eta, Meter, Progress};
-use crate::session::{MAX_VOLUMES, TICK};
+use crate::repeats::Repeats;
+use crate::salvage::OnReadError;
+use crate::session::TICK;
 use crate::throttle::Throttle;
 use crate::tls::TlsFiles;
 
@@ -69,6 +72,8 @@ pub struct Job {
     pub compression: Compression,
     /// Whether holes are believed.
     pub trust_holes: bool,
+    /// What to do where a source gives EIO.
+    pub on_read_error: OnReadError,
     /// Memory for chunks.
     pub buffer_bytes: u64,
     /// How much its reads count beside others'.
@@ -155,6 +160,10 @@ pub struct Shared {
     pub wire: AtomicU64,
     /// The receiver said last that it does not keep up.
     pub target_slow: AtomicBool,
+    /// What the receiver asked for again because it came corrupt.
+    pub repeats: Repeats,
+    /// A note said that something did.
+    pub told_corrupt: AtomicBool,
     /// How hard to compress now.
     pub effort: Effort,
     growth: Mutex<Growth>,
@@ -178,13 +187,14 @@ pub struct Push {
 impl Push {
     /// Checks the job, opens the sources and starts.
     pub fn start(job: Job) -> Result<Push> {
-        check(&job)?;
+        check::job(&job)?;
         let config = job.tls.client()?;
         let mut volumes = Vec::with_capacity(job.volumes.len());
         let mut nonce = [0; 16];
         random_bytes(&mut nonce)?;
         for (id, origin, expected) in &job.volumes {
-            let source = origin.open(&nonce).map_err(|e| e.in_volume(id))?;
+            let source = origin.open(&nonce, job.on_read_error);
+            let source = source.map_err(|e| e.in_volume(id))?;
             let size = source.identity().size;
             if expected.is_some_and(|expected| expected != size) {
                 let text = format!(
@@ -216,6 +226,8 @@ impl Push {
             last_link: Mutex::new((Instant::now(), false)),
             wire: AtomicU64::new(0),
             target_slow: AtomicBool::new(false),
+            repeats: Repeats::default(),
+            told_corrupt: AtomicBool::new(false),
             effort: Effort::new(job.compression),
             growth: Mutex::new(Growth::new(job.connections, job.most_connections)),
             trouble: Mutex::default(),
@@ -245,7 +257,7 @@ impl Push {
 
     /// Changes the limit.
     pub fn set_limit(&self, limit: Option<u64>) -> Result<()> {
-        check_limit(limit)?;
+        check::limit(limit)?;
         self.shared.throttle.set(limit);
         Ok(())
     }
@@ -355,6 +367,7 @@ impl Shared {
             eta,
             limited_by: self.bottleneck.name(),
             connections: lock(&self.links).len() as u64,
+            unreadable: self.volumes.iter().map(Volume::unreadable_bytes).sum(),
         }
     }
 }
@@ -362,37 +375,6 @@ impl Shared {
 /// Runs a thread of the copy; the copy fails when it crashes.
 fn guarded(shared: &Shared, what: &str, work: impl FnOnce()) {
     guard::run(work, || shared.fail(guard::crash(what)));
-}
-
-fn check(job: &Job) -> Result<()> {
-    let invalid = |text: String| Err(MoverError::new(Code::InvalidArgument, text));
-    if job.volumes.is_empty() || job.volumes.len() > MAX_VOLUMES {
-        return invalid(format!("a copy has 1 to {MAX_VOLUMES} volumes"));
-    }
-    if job.connections == 0 || job.connections > job.most_connections || job.most_connections > 64 {
-        return invalid(format!(
-            "{} to {} is not a number of connections from 1 to 64",
-            job.connections, job.most_connections
-        ));
-    }
-    check_limit(job.limit)?;
-    if job.session.is_empty() || job.session.len() > 255 || job.tag.len() > 64 {
-        return invalid("session id or tag is empty or too long".to_owned());
-    }
-    for (id, _, _) in &job.volumes {
-        if id.is_empty() || id.len() > 255 {
-            return invalid(format!("{id:?} is not a volume id of 1 to 255 bytes"));
-        }
-    }
-    Ok(())
-}
-
-fn check_limit(limit: Option<u64>) -> Result<()> {
-    let text = "a limit of 0 bytes a second would never end; give none to lift it";
-    match limit {
-        Some(0) => Err(MoverError::new(Code::InvalidArgument, text)),
-        _ => Ok(()),
-    }
 }
 
 fn random_bytes(out: &mut [u8]) -> Result<()> {
@@ -432,6 +414,7 @@ mod tests {
             limit: None,
             compression: Compression::Off,
             trust_holes: true,
+            on_read_error: OnReadError::Fail,
             buffer_bytes: 0,
             io_priority: IoPriority::Normal,
             reconnect: Duration::from_secs(600),

@@ -28,6 +28,7 @@ use crate::priority::IoPriority;
 use crate::progress;
 use crate::publish;
 use crate::push;
+use crate::salvage::OnReadError;
 use crate::seeds::SeedSpec;
 use crate::session::{Opening, Phase};
 use crate::target::{Care, Container, Place, Proof, TargetSpec, Trust};
@@ -46,6 +47,7 @@ type Placing = (
     Vec<(PathBuf, String)>,
     bool,
     bool,
+    bool,
 );
 type Incoming = (
     (String, PathBuf, String),
@@ -61,8 +63,19 @@ type Nbd = (
 );
 type Outgoing = (String, Option<PathBuf>, Option<Nbd>, Option<u64>);
 type Eta = (Option<f64>, Option<f64>, Option<f64>);
-type Progress = (u64, u64, u64, u64, u64, Eta, &'static str, u64);
-type Receipt = (String, u64, u64, u64, u64, u64, String, &'static str);
+type Progress = (u64, u64, u64, u64, u64, Eta, &'static str, u64, u64);
+type Places = Vec<(u64, u64)>;
+type Receipt = (
+    String,
+    u64,
+    u64,
+    u64,
+    u64,
+    u64,
+    String,
+    &'static str,
+    Places,
+);
 type Ended = (String, String, Vec<Receipt>, Option<Py<PyAny>>);
 type Status = (&'static str, Progress, Vec<Receipt>, Option<Py<PyAny>>);
 
@@ -130,6 +143,11 @@ fn io_priority(name: &str) -> Result<IoPriority> {
     IoPriority::named(name).ok_or_else(|| MoverError::new(Code::InvalidArgument, text))
 }
 
+fn on_read_error(name: &str) -> Result<OnReadError> {
+    let text = format!("{name:?} is nothing to do on a read error: \"fail\" or \"zero\"");
+    OnReadError::named(name).ok_or_else(|| MoverError::new(Code::InvalidArgument, text))
+}
+
 fn trust(paranoid: bool) -> Trust {
     match paranoid {
         true => Trust::Paranoid,
@@ -188,10 +206,13 @@ fn progress_tuple(p: progress::Progress) -> Progress {
         (p.eta.expected, p.eta.low, p.eta.high),
         p.limited_by,
         p.connections,
+        p.unreadable,
     )
 }
 
 fn receipt_tuple(r: messages::Receipt) -> Receipt {
+    let places = r.unreadable.ranges().iter();
+    let unreadable = places.map(|one| (one.start, one.end - one.start)).collect();
     (
         r.volume,
         r.size,
@@ -201,6 +222,7 @@ fn receipt_tuple(r: messages::Receipt) -> Receipt {
         CHUNK,
         hex(&r.root),
         r.mode.name(),
+        unreadable,
     )
 }
 
@@ -253,7 +275,7 @@ impl Receiver {
         let key = secret(key).map_err(|e| raise(py, &e))?;
         let spec = |incoming: Incoming| {
             let ((volume, root, name), size, (mode, uid, gid), care) = incoming;
-            let (state, paranoid, readback, seeds, qcow2, update) = care;
+            let (state, paranoid, readback, seeds, qcow2, update, degraded) = care;
             TargetSpec {
                 volume,
                 root,
@@ -269,6 +291,7 @@ impl Receiver {
                     seeds: self::seeds(seeds),
                     container: container(qcow2),
                     update,
+                    degraded,
                 },
             }
         };
@@ -365,6 +388,7 @@ impl Push {
         buffer_bytes: u64,
         reconnect_timeout_seconds: f64,
         io_priority: &str,
+        on_read_error: &str,
     ) -> PyResult<Self> {
         let key = secret(key).map_err(|e| raise(py, &e))?;
         let compression = self::compression(compression);
@@ -386,6 +410,7 @@ impl Push {
                 limit: limit_bytes_per_second,
                 compression: compression?,
                 trust_holes,
+                on_read_error: self::on_read_error(on_read_error)?,
                 buffer_bytes,
                 io_priority: self::io_priority(io_priority)?,
                 reconnect: seconds(reconnect_timeout_seconds)?,

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::ops::Range;
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -17,8 +18,13 @@ use crate::error::Result;
 use crate::faults::{self, Op};
 use crate::messages::Receipt;
 use crate::mode::CopyMode;
+use crate::unreadable::{MOST_RANGES, Unreadable};
 
 const TITLE: &str = "diskmover receipt 1";
+/// Of a degraded copy: whoever does not know of such must not take it for a good one.
+const DEGRADED_TITLE: &str = "diskmover receipt 2";
+/// Longer than any receipt.
+const LONGEST: u64 = 4096 + 64 * MOST_RANGES as u64;
 
 /// Names an inode for as long as it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,8 +55,12 @@ pub fn file_id(names: &Names, file: &str) -> Result<Option<FileId>> {
 
 /// Writes the receipt for the file that now stands under `names.part`, durably.
 pub fn write(names: &Names, receipt: &Receipt, id: FileId) -> Result<()> {
+    let title = match receipt.unreadable.is_empty() {
+        true => TITLE,
+        false => DEGRADED_TITLE,
+    };
     let mut text = format!(
-        "{TITLE}\nvolume {}\nsize_bytes {}\ndata_bytes {}\nwire_bytes {}\ndigest {}\nmode {}\ninode {}\nborn_ns {}\n",
+        "{title}\nvolume {}\nsize_bytes {}\ndata_bytes {}\nwire_bytes {}\ndigest {}\nmode {}\ninode {}\nborn_ns {}\n",
         hex(receipt.volume.as_bytes()),
         receipt.size,
         receipt.data,
@@ -60,6 +70,10 @@ pub fn write(names: &Names, receipt: &Receipt, id: FileId) -> Result<()> {
         id.inode,
         id.born_ns,
     );
+    for range in receipt.unreadable.ranges() {
+        let len = range.end - range.start;
+        text.push_str(&format!("unreadable {} {len}\n", range.start));
+    }
     text.push_str(&format!(
         "check {}\n",
         blake3::hash(text.as_bytes()).to_hex()
@@ -91,7 +105,7 @@ pub fn read(names: &Names) -> Result<Option<(Receipt, FileId)>> {
     };
     let mut text = String::new();
     // Longer than any receipt is damaged; so is what is not text.
-    let read = File::from(fd).take(4096).read_to_string(&mut text);
+    let read = File::from(fd).take(LONGEST).read_to_string(&mut text);
     Ok(read.ok().and_then(|_| parse(&text)))
 }
 
@@ -109,9 +123,11 @@ fn parse(text: &str) -> Option<(Receipt, FileId)> {
         return None;
     }
     let mut lines = body.lines();
-    if lines.next()? != TITLE {
-        return None;
-    }
+    let is_degraded = match lines.next()? {
+        TITLE => false,
+        DEGRADED_TITLE => true,
+        _ => return None,
+    };
     let mut field = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(' ');
     let volume = String::from_utf8(unhex(field("volume")?)?).ok()?;
     let size = field("size_bytes")?.parse().ok()?;
@@ -121,6 +137,11 @@ fn parse(text: &str) -> Option<(Receipt, FileId)> {
     let mode = CopyMode::from_name(field("mode")?)?;
     let inode = field("inode")?.parse().ok()?;
     let born_ns = field("born_ns")?.parse().ok()?;
+    let ranges: Option<Vec<_>> = lines.map(parse_range).collect();
+    let unreadable = Unreadable::of(ranges?, size)?;
+    if unreadable.is_empty() == is_degraded {
+        return None;
+    }
     Some((
         Receipt {
             volume,
@@ -129,9 +150,16 @@ fn parse(text: &str) -> Option<(Receipt, FileId)> {
             wire,
             root,
             mode,
+            unreadable,
         },
         FileId { inode, born_ns },
     ))
+}
+
+fn parse_range(line: &str) -> Option<Range<u64>> {
+    let (offset, len) = line.strip_prefix("unreadable ")?.split_once(' ')?;
+    let offset: u64 = offset.parse().ok()?;
+    Some(offset..offset.checked_add(len.parse().ok()?)?)
 }
 
 fn unhex(text: &str) -> Option<Vec<u8>> {
@@ -162,6 +190,7 @@ mod tests {
             wire: 9,
             root: [7; 32],
             mode: CopyMode::GuestVisible,
+            unreadable: Unreadable::default(),
         };
         let id = file_id(&names, &names.part).unwrap().unwrap();
         write(&names, &receipt, id).unwrap();
@@ -190,6 +219,7 @@ mod tests {
             wire: 9,
             root: [7; 32],
             mode: CopyMode::GuestVisible,
+            unreadable: Unreadable::default(),
         };
         write(&names, &receipt, id).unwrap();
         let path = dir.path().join(&names.receipt);
@@ -200,5 +230,36 @@ mod tests {
             std::fs::write(&path, &bad).unwrap();
             assert_eq!(published(&names).unwrap(), None, "byte {at}");
         }
+    }
+
+    #[test]
+    fn a_degraded_receipt_tells_what_is_missing_and_has_another_title() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = Names::open(dir.path(), "disk", "t").unwrap();
+        std::fs::write(dir.path().join("disk"), b"x").unwrap();
+        let id = file_id(&names, "disk").unwrap().unwrap();
+        let size = 4 * MOST_RANGES as u64;
+        let many = (0..MOST_RANGES as u64).map(|n| n * 4..n * 4 + 3).collect();
+        let receipt = Receipt {
+            volume: "v".repeat(255),
+            size,
+            data: 1,
+            wire: 9,
+            root: [7; 32],
+            mode: CopyMode::Verbatim,
+            unreadable: Unreadable::of(many, size).unwrap(),
+        };
+        write(&names, &receipt, id).unwrap();
+        assert_eq!(published(&names).unwrap(), Some(receipt));
+        let text = std::fs::read_to_string(dir.path().join(&names.receipt)).unwrap();
+        assert!(
+            text.starts_with("diskmover receipt 2\n"),
+            "taken for a good one"
+        );
+        // One that says that it is good, and is not, counts for nothing.
+        let (body, _) = text.split_once("check ").unwrap();
+        let body = body.replacen(DEGRADED_TITLE, TITLE, 1);
+        let check = blake3::hash(body.as_bytes()).to_hex();
+        assert_eq!(parse(&format!("{body}check {check}\n")), None);
     }
 }

@@ -10,6 +10,7 @@
 //! keeper (keeper.rs), which alone opens, syncs and publishes targets.
 
 mod intake;
+mod mending;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -28,6 +29,7 @@ use crate::messages::{self, Keys, Receipt};
 use crate::pool::{Pool, lock};
 use crate::progress::{Eta, Meter, Progress};
 use crate::target::{Target, TargetSpec};
+use mending::Mending;
 use worker::Job;
 
 /// How the names of the stand-alone tool's sessions begin.
@@ -110,6 +112,7 @@ pub struct Session {
     finished: AtomicU64,
     wire: AtomicU64,
     meter: Meter,
+    mending: Mending,
     pool: Arc<Pool>,
     jobs: (Sender<Job>, Receiver<Job>),
     orders: (Sender<Order>, Receiver<Order>),
@@ -145,6 +148,7 @@ impl Session {
             finished: AtomicU64::new(0),
             wire: AtomicU64::new(0),
             meter: Meter::default(),
+            mending: Mending::default(),
             pool: Pool::new(buffer_bytes),
             jobs: bounded(QUEUE),
             orders: bounded(QUEUE),
@@ -347,6 +351,7 @@ impl Session {
             },
             limited_by: "",
             connections: lock(&self.state).links.len() as u64,
+            unreadable: 0,
         }
     }
 

@@ -8,44 +8,22 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, SystemTime};
 
 use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use crate::digest::{self, Bitmap};
 use crate::error::{Code, MoverError, Result};
+use crate::identity;
+pub use crate::identity::Identity;
 use crate::mode::CopyMode;
 use crate::note;
 use crate::plan::Extents;
 use crate::pool::lock;
 use crate::revision::Revision;
+use crate::salvage::{self, Salvage};
 use crate::store::{Disk, disk};
 use crate::sys::ALIGN;
-
-/// The time of a write that nobody sees.
-const UNSEEN: i64 = i64::MIN;
-/// Longer than the steps in which the times of files move.
-const STEP_NS: i64 = 20_000_000;
-/// How often a file is given a step to come to rest.
-const SETTLE_TRIES: usize = 5;
-
-/// What changes when a file is written, replaced or cut.
-///
-/// Writes to a block device leave no trace. So it is another one each time that
-/// it is opened, and what an earlier attempt placed has to be compared.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// Bytes.
-    pub size: u64,
-    /// Time of the last write, in ns; `i64::MIN` for a block device.
-    pub mtime_ns: i64,
-    /// Time of the last change of the inode, in ns; of the opening for a block
-    /// device.
-    pub ctime_ns: i64,
-    /// Inode number, or the device number of a block device.
-    pub inode: u64,
-}
 
 /// An open volume that can be read.
 pub trait Source: Send + Sync {
@@ -92,6 +70,11 @@ pub trait Source: Send + Sync {
 
     /// Makes reads that could last long fail soon, from another thread.
     fn abort(&self) {}
+
+    /// What could not be read, if the source is read around that.
+    fn salvage(&self) -> Option<&Salvage> {
+        None
+    }
 }
 
 /// An open regular file or block device.
@@ -103,6 +86,7 @@ pub struct FileSource {
     size: u64,
     identity: Mutex<Identity>,
     told_cached: AtomicBool,
+    salvage: Option<Salvage>,
 }
 
 /// How to look for holes.
@@ -151,7 +135,7 @@ impl FileSource {
             ));
         }
         let is_block = kind == FileType::BlockDevice;
-        let identity = settled_identity(&file, is_block)
+        let identity = identity::settled(&file, is_block)
             .map_err(|e| MoverError::source_io(&format!("cannot measure {shown}"), &e))?;
         if identity.size > digest::MAX_SIZE {
             return Err(MoverError::new(
@@ -160,7 +144,7 @@ impl FileSource {
             ));
         }
         let direct = direct.filter(|direct| {
-            let other = identity_of(direct, is_block);
+            let other = identity::of(direct, is_block);
             other.is_ok_and(|other| other.is_like(&identity))
         });
         Ok(FileSource {
@@ -171,16 +155,26 @@ impl FileSource {
             size: identity.size,
             identity: Mutex::new(identity),
             told_cached: AtomicBool::new(false),
+            salvage: None,
         })
     }
 
+    /// The same, read around what its medium does not give any more.
+    pub fn salvaged(self, salvage: Salvage) -> FileSource {
+        FileSource {
+            salvage: Some(salvage),
+            ..self
+        }
+    }
+
     fn now(&self) -> Result<Identity> {
-        let measured = settled_identity(&self.file, self.is_block);
+        let measured = identity::settled(&self.file, self.is_block);
         measured.map_err(|e| MoverError::source_io("cannot stat the source", &e))
     }
 
     fn read_range(&self, base: u64, start: usize, end: usize, buffer: &mut [u8]) -> Result<()> {
         let mut at = start;
+        let mut is_broken = false;
         if let Some(direct) = &self.direct {
             let aligned_end = end.next_multiple_of(ALIGN).min(buffer.len());
             while at < end && at.is_multiple_of(ALIGN) && aligned_end.is_multiple_of(ALIGN) {
@@ -188,7 +182,11 @@ impl FileSource {
                     Ok(0) => break,
                     Ok(count) => at += count,
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(_) => break, // the buffered read below tells what is wrong
+                    // The buffered read below tells what is wrong.
+                    Err(e) => {
+                        is_broken = salvage::is_lost(&e);
+                        break;
+                    }
                 }
             }
         }
@@ -196,31 +194,66 @@ impl FileSource {
         while at < end {
             match self.file.read_at(&mut buffer[at..end], base + at as u64) {
                 Ok(0) => {
-                    let offset = base + at as u64;
-                    return Err(self.changed("it is shorter than at the start").at(offset));
+                    let end = io::ErrorKind::UnexpectedEof.into();
+                    return Err(self.unread(&end, base + at as u64));
                 }
                 Ok(count) => at += count,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    let what = format!("cannot read {}", self.path.display());
-                    return Err(MoverError::source_io(&what, &e).at(base + at as u64));
+                Err(e) if self.salvage.is_some() && salvage::is_lost(&e) => {
+                    at = self.read_around(base, start..end, at, buffer)?;
                 }
+                Err(e) => return Err(self.unread(&e, base + at as u64)),
             }
         }
         if cached.len() >= ALIGN {
             self.let_go(base + cached.start as u64, cached.len() as u64);
+            if !is_broken {
+                self.tell_cached();
+            }
         }
         Ok(())
     }
 
+    /// Reads what can be read of the block at `at`, where EIO was given; returns where
+    /// the next one begins.
+    fn read_around(
+        &self,
+        base: u64,
+        range: Range<usize>,
+        at: usize,
+        buffer: &mut [u8],
+    ) -> Result<usize> {
+        let from = (at & !(ALIGN - 1)).max(range.start);
+        let to = (from + ALIGN).min(range.end);
+        let offset = base + from as u64;
+        if let Some(salvage) = &self.salvage {
+            let (file, direct) = (&self.file, self.direct.as_ref());
+            let read = salvage.read_block(file, direct, offset, &mut buffer[from..to]);
+            read.map_err(|e| self.unread(&e, offset))?;
+            salvage.tell(&self.shown());
+        }
+        Ok(to)
+    }
+
+    fn unread(&self, error: &io::Error, offset: u64) -> MoverError {
+        let failed = match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.changed("it is shorter than at the start"),
+            _ => MoverError::source_io(&format!("cannot read {}", self.shown()), error),
+        };
+        failed.at(offset)
+    }
+
     /// Drops what had to be read through the page cache, which guests need more.
     fn let_go(&self, offset: u64, len: u64) {
+        let len = std::num::NonZeroU64::new(len);
+        let _ = rustix::fs::fadvise(&self.file, offset, len, Advice::DontNeed);
+    }
+
+    fn tell_cached(&self) {
         note::once(&self.told_cached, || {
             let shown = self.path.display();
             format!("{shown} takes no direct I/O; it is read through the page cache")
         });
-        let len = std::num::NonZeroU64::new(len);
-        let _ = rustix::fs::fadvise(&self.file, offset, len, Advice::DontNeed);
     }
 }
 
@@ -282,6 +315,14 @@ impl Source for FileSource {
     fn shown(&self) -> String {
         self.path.display().to_string()
     }
+
+    fn abort(&self) {
+        self.salvage.iter().for_each(Salvage::abort);
+    }
+
+    fn salvage(&self) -> Option<&Salvage> {
+        self.salvage.as_ref()
+    }
 }
 
 impl Extents for Map {
@@ -302,61 +343,6 @@ impl Extents for Map {
         let end = rustix::fs::seek(&self.file, SeekFrom::Hole(start)).unwrap_or(self.size);
         Ok(Some(start..end))
     }
-}
-
-impl Identity {
-    /// Whether nothing has happened between the two that would be seen.
-    fn is_like(&self, other: &Identity) -> bool {
-        let seen = |id: &Identity| Identity {
-            ctime_ns: if id.mtime_ns == UNSEEN {
-                0
-            } else {
-                id.ctime_ns
-            },
-            ..*id
-        };
-        seen(self) == seen(other)
-    }
-}
-
-/// The identity, once a write after it would change it: times move in steps, and
-/// a write in the step of the last one would go unseen. A file that is written all
-/// the time never comes to rest, and is seen to change anyway.
-fn settled_identity(file: &File, is_block: bool) -> io::Result<Identity> {
-    for _ in 0..SETTLE_TRIES {
-        let identity = identity_of(file, is_block)?;
-        let step = identity.ctime_ns..identity.ctime_ns.saturating_add(STEP_NS);
-        if is_block || !step.contains(&now_ns()) {
-            return Ok(identity);
-        }
-        std::thread::sleep(Duration::from_nanos(STEP_NS as u64));
-    }
-    identity_of(file, is_block)
-}
-
-fn now_ns() -> i64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_nanos() as i64)
-}
-
-fn identity_of(file: &File, is_block: bool) -> io::Result<Identity> {
-    let stat = rustix::fs::fstat(file)?;
-    if is_block {
-        let size = rustix::fs::seek(file, SeekFrom::End(0))?;
-        return Ok(Identity {
-            size,
-            mtime_ns: UNSEEN,
-            ctime_ns: now_ns(),
-            inode: stat.st_rdev,
-        });
-    }
-    let ns = |seconds: i64, ns: u64| seconds.wrapping_mul(1_000_000_000).wrapping_add(ns as i64);
-    Ok(Identity {
-        size: stat.st_size as u64,
-        mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec as u64),
-        ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec as u64),
-        inode: stat.st_ino,
-    })
 }
 
 /// Bytes of a file in the page cache.

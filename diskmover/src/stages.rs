@@ -8,6 +8,8 @@ use crate::base;
 use crate::codec::Encoder;
 use crate::digest::{self, ZERO_HASH};
 use crate::error::{Code, MoverError, Result};
+#[cfg(test)]
+use crate::faults::{self, Op};
 use crate::feed;
 use crate::frame::{CODEC_ZSTD, Kind};
 use crate::plan::Work;
@@ -128,6 +130,10 @@ fn pack_one(
     }
     if offers {
         let payload = [&[hash], pieces.as_slice()].concat().into_flattened();
+        #[cfg(test)]
+        let mut payload = payload;
+        #[cfg(test)]
+        spoil(&mut payload, volume, chunk);
         let mut header = framed(Kind::Hashes);
         header.payload_len = payload.len() as u32;
         header.sign(&shared.keys.frame, &hash);
@@ -157,7 +163,16 @@ fn pack_one(
     }
     header.payload_len = (front.len() + body) as u32;
     header.sign(&shared.keys.frame, &hash);
+    #[cfg(test)]
+    spoil(&mut buffer[..body], volume, chunk);
     Some(Parcel::Data(header, front, buffer, body))
+}
+
+/// Lets memory fail, if a test wants it.
+#[cfg(test)]
+fn spoil(bytes: &mut [u8], volume: &feed::Volume, chunk: u64) {
+    let path = volume.source.shown();
+    faults::in_memory(path.as_ref(), Op::Pack, chunk * digest::CHUNK, bytes);
 }
 
 /// Puts something into a queue, unless the copy ends meanwhile.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Mutex;
 
 use crate::audit;
@@ -22,92 +21,11 @@ use crate::pool::lock;
 use crate::publish;
 use crate::qcow2::Image;
 use crate::receipt::FileId;
-use crate::seeds::{SeedSpec, Seeds};
+use crate::seeds::Seeds;
 use crate::source::Identity;
+pub use crate::spec::{Care, Container, Place, Proof, TargetSpec, Trust};
 use crate::sys::ALIGN;
-
-/// A volume that may be received, and where to.
-#[derive(Clone, Debug)]
-pub struct TargetSpec {
-    /// Name on the wire.
-    pub volume: String,
-    /// Directory to stay beneath.
-    pub root: PathBuf,
-    /// Target relative to it.
-    pub name: String,
-    /// Exact size; None takes what the sender announces.
-    pub size: Option<u64>,
-    /// Permission bits when published.
-    pub mode: u32,
-    /// Owner when published.
-    pub uid: Option<u32>,
-    /// Group when published.
-    pub gid: Option<u32>,
-    /// Where and how carefully it is placed.
-    pub care: Care,
-}
-
-/// Where and how carefully a volume is placed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Care {
-    /// What the name stands for.
-    pub place: Place,
-    /// What is believed of an earlier attempt.
-    pub trust: Trust,
-    /// What is proven before it is published.
-    pub proof: Proof,
-    /// Files whose content may be reused.
-    pub seeds: Vec<SeedSpec>,
-    /// What is made of it.
-    pub container: Container,
-    /// What this copy has published may be brought up to date in place, by a
-    /// sender that knows what changed since.
-    pub update: bool,
-}
-
-/// What a target is made into.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Container {
-    /// Nothing: it gets the bytes that are sent.
-    #[default]
-    AsSent,
-    /// A qcow2 image, of what a guest sees.
-    Qcow2,
-}
-
-/// What the name of a target stands for.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Place {
-    /// A file that is not there yet.
-    #[default]
-    File,
-    /// A block device, which is overwritten. Nothing can be kept beside it, so
-    /// journal and receipt go to the directory `state`.
-    Device {
-        /// Where journal and receipt are kept.
-        state: PathBuf,
-    },
-}
-
-/// How far a journal is believed when a copy goes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Trust {
-    /// What it noted last is read back and hashed, the rest is believed.
-    #[default]
-    Normal,
-    /// All is read back and hashed.
-    Paranoid,
-}
-
-/// What is proven before a target is published.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Proof {
-    /// That what was handed to the system is what the sender read.
-    #[default]
-    Written,
-    /// That the medium gives it back, too.
-    Readback,
-}
+use crate::unreadable::Unreadable;
 
 /// What opening a target found.
 pub enum Opened {
@@ -471,7 +389,7 @@ impl Target {
     }
 
     /// Gives the verified part its final name.
-    pub fn publish(&self, wire: u64) -> Result<Receipt> {
+    pub fn publish(&self, wire: u64, unreadable: Unreadable) -> Result<Receipt> {
         let receipt = {
             let book = lock(&self.book);
             Receipt {
@@ -481,6 +399,7 @@ impl Target {
                 wire,
                 root: book.ledger.root().unwrap_or_default(),
                 mode: self.mode,
+                unreadable,
             }
         };
         let file = self.medium.file();

@@ -13,12 +13,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
-use crate::base::{self, Mask};
+use crate::degraded;
 use crate::digest::CHUNK;
 use crate::entry::Entry;
 use crate::error::{Code, MoverError, Result};
 use crate::feed::Volume;
-use crate::frame::{ACK_TARGET_SLOW, HEADER, Header, Kind};
+use crate::frame::{ACK_TARGET_SLOW, HEADER, HELLO_SENDS_AGAIN, Header, Kind};
 use crate::link::{Link, LinkError};
 use crate::messages::{self, Hello, Open, Receipt, VERSION};
 use crate::pool::lock;
@@ -27,6 +27,7 @@ use crate::revision::Revision;
 use crate::session::TICK;
 use crate::stages::count;
 use crate::tls;
+use crate::wants;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const HELLO_TIMEOUT: Duration = Duration::from_secs(15);
@@ -112,6 +113,7 @@ fn connect(shared: &Shared, index: usize) -> std::result::Result<Arc<Link>, End>
     };
     let payload = hello.encode();
     let mut header = Header::new(Kind::Hello, 0);
+    header.logical_len = HELLO_SENDS_AGAIN;
     header.payload_len = payload.len() as u32;
     // When the receiver has hung up already, it has left an error to read.
     let sent = link.send(&header, &[&payload]);
@@ -396,6 +398,7 @@ fn send_roots(shared: &Shared, link: &Link) -> std::result::Result<(), End> {
         };
         let mut payload = root.to_vec();
         payload.extend(volume.wire.load(Ordering::Relaxed).to_le_bytes());
+        payload.extend(volume.unreadable().encode());
         let mut header = Header::new(Kind::Finish, index as u16);
         header.payload_len = payload.len() as u32;
         header.logical_len = volume.size();
@@ -417,7 +420,7 @@ fn hear(shared: &Shared, link: &Link, in_flight: &InFlight) -> std::result::Resu
             return Err(End::Broken);
         };
         let index = usize::from(header.volume);
-        if header.kind != Kind::Ping {
+        if matches!(header.kind, Kind::Ack | Kind::Receipt) {
             shared.answers.fetch_add(1, Ordering::Relaxed);
         }
         match header.kind {
@@ -440,24 +443,8 @@ fn hear(shared: &Shared, link: &Link, in_flight: &InFlight) -> std::result::Resu
             }
             Kind::Want => {
                 let known = lock(in_flight).remove(&(header.volume, header.offset));
-                let askable = |sent: &Header| matches!(sent.kind, Kind::Hashes | Kind::Patch);
-                let (Some(sent), Ok(mask)) = (known.filter(askable), payload.as_slice().try_into())
-                else {
-                    return Err(End::Fatal(unexpected(&link.peer, &header)));
-                };
-                let all = base::all(sent.logical_len as usize);
-                // After a patch that did not fit, only all of it will do.
-                let mask = match sent.kind {
-                    Kind::Patch => all,
-                    _ => Mask::from_le_bytes(mask) & all,
-                };
-                if mask == 0 {
-                    return Err(End::Fatal(unexpected(&link.peer, &header)));
-                }
-                if sent.kind == Kind::Hashes {
-                    shared.volumes[index].base.learn(mask);
-                }
-                shared.feed.put_wanted(index, sent.offset / CHUNK, mask);
+                let taken = known.and_then(|sent| wants::take(shared, &sent, &payload));
+                taken.unwrap_or_else(|| Err(unexpected(&link.peer, &header)))?;
             }
             Kind::Receipt if index < shared.volumes.len() => keep_receipt(shared, index, &payload)?,
             Kind::Error => return Err(End::Fatal(told(&payload))),
@@ -470,6 +457,7 @@ fn hear(shared: &Shared, link: &Link, in_flight: &InFlight) -> std::result::Resu
 /// what the source holds now is checked before the copy ends.
 fn claim_receipt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
     let receipt = read_receipt(&shared.volumes[index], payload)?;
+    degraded::check_claim(&shared.volumes[index], &receipt)?;
     *lock(&shared.volumes[index].receipt) = Some(receipt);
     Ok(())
 }
@@ -486,6 +474,7 @@ fn keep_receipt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
         let text = "the receiver's receipt has another digest than this copy";
         return Err(MoverError::new(Code::Protocol, text).in_volume(&volume.id));
     }
+    degraded::check_told(volume, &receipt)?;
     *lock(&volume.receipt) = Some(receipt);
     Ok(())
 }

@@ -172,6 +172,54 @@ const ROWS: &[Row] = &[
         on(SOURCE, Op::Map, Fault::AllHole).times(1),
         EndWell,
     ),
+    // --- chunks lie in memory on their way
+    row(
+        "packed: a bit flips at the sender: it is asked for again (15)",
+        on(SOURCE, Op::Pack, Fault::Flipped).at(2 * CHUNK).times(1),
+        EndWell,
+    ),
+    row(
+        "packed: the same three times: asked for each time (15)",
+        on(SOURCE, Op::Pack, Fault::Flipped).at(2 * CHUNK).times(3),
+        EndWell,
+    ),
+    row(
+        "packed: in every chunk: each is asked for again (15)",
+        on(SOURCE, Op::Pack, Fault::Flipped).times(3),
+        EndWell,
+    ),
+    row(
+        "packed: in what the base is asked for (15)",
+        on(SOURCE, Op::Pack, Fault::Flipped).at(0).times(1),
+        EndWell,
+    )
+    .over(Before::Stale),
+    row(
+        "packed: in a patch: all of the chunk comes (15)",
+        Rule {
+            after: 1,
+            ..on(SOURCE, Op::Pack, Fault::Flipped).at(0).times(1)
+        },
+        EndWell,
+    )
+    .over(Before::Stale),
+    row(
+        "packed: always: not asked for without end (15)",
+        on(SOURCE, Op::Pack, Fault::Flipped).at(2 * CHUNK),
+        Fail(Code::ChunkCorrupt, RECEIVER, Some(2 * CHUNK), "3 times"),
+    ),
+    row(
+        "arrived: a bit flips at the receiver: it is asked for again (15)",
+        on(TARGET, Op::Arrive, Fault::Flipped)
+            .at(2 * CHUNK)
+            .times(3),
+        EndWell,
+    ),
+    row(
+        "arrived: always: not asked for without end (15)",
+        on(TARGET, Op::Arrive, Fault::Flipped).at(2 * CHUNK),
+        Fail(Code::ChunkCorrupt, RECEIVER, Some(2 * CHUNK), "3 times"),
+    ),
     // --- the part is written
     row(
         "write: short: counted, and the rest written (2)",
@@ -534,4 +582,17 @@ fn what_was_placed_on_the_word_of_a_map_is_not_gone_on_from_when_holes_are_read(
     };
     run(job).unwrap();
     scene.arrived_whole().unwrap();
+}
+
+#[test]
+fn what_came_corrupt_is_read_from_the_source_again() {
+    let flip = on(SOURCE, Op::Pack, Fault::Flipped).at(2 * CHUNK).times(1);
+    let again = Rule {
+        after: 1,
+        ..on(SOURCE, Op::Read, Fault::Slow(Duration::ZERO)).at(2 * CHUNK)
+    };
+    let scene = Scene::new(&row("", flip, EndWell));
+    let (_flip, again) = (inject(scene.base(), flip), inject(scene.base(), again));
+    scene.copy().unwrap();
+    assert!(again.has_struck(), "sent from memory that may be bad");
 }

@@ -20,6 +20,7 @@ use crate::opening::{self, Announced};
 use crate::source::Identity;
 use crate::sys::AlignedBuf;
 use crate::target::{Care, Opened, Target, TargetSpec, Trust};
+use crate::unreadable::Unreadable;
 
 /// Two segments, three chunks more, and an odd tail.
 const SIZE: u64 = (2 * SEGMENT_CHUNKS + 3) * CHUNK + 4096 + 99;
@@ -208,7 +209,7 @@ fn live_through(steps: &[Step], trust: Trust) {
     }
     scene.place(&target, 0..CHUNKS).unwrap();
     target.verify(&root(scene.version)).unwrap();
-    target.publish(0).unwrap();
+    target.publish(0, Unreadable::default()).unwrap();
     let file = File::open(published).unwrap();
     assert_eq!(file.metadata().unwrap().len(), SIZE);
     for chunk in 0..CHUNKS {

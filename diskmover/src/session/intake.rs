@@ -12,6 +12,8 @@ use super::{OPEN_TO_ALL, Session, TICK};
 use crate::base::{self, Mask};
 use crate::digest::{self, Bitmap};
 use crate::error::{Code, MoverError, Result};
+#[cfg(test)]
+use crate::faults::{self, Op};
 use crate::frame::{CODEC_ZSTD, HEADER, Header, Kind};
 use crate::keeper::Order;
 use crate::link::Link;
@@ -100,6 +102,12 @@ impl Session {
         };
         if link.recv_payload(&mut buffer[..body]).is_err() {
             return Ok(false);
+        }
+        #[cfg(test)]
+        {
+            let spec = &self.specs[usize::from(header.volume)];
+            let path = spec.root.join(&spec.name);
+            faults::in_memory(&path, Op::Arrive, header.offset, &mut buffer[..body]);
         }
         let cargo = if is_patch {
             Cargo::Patch(mask, bitmap, buffer, body)

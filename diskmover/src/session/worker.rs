@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use super::mending::Refused;
 use super::{QUEUE, Session, TICK};
 use crate::answers::Answers;
 use crate::base::{self, Mask};
@@ -36,6 +37,9 @@ pub(super) enum Cargo {
     /// Blocks of a chunk: which ones, then as above.
     Patch(Mask, Bitmap, Buffer, usize),
 }
+
+/// What became of a frame.
+type Placed = std::result::Result<Taken, Refused>;
 
 /// What a worker keeps from job to job.
 struct Memory {
@@ -85,8 +89,11 @@ impl Session {
                 header,
                 cargo,
             } = job;
-            let placed = self.place(&header, cargo, &mut memory);
-            let taken = placed.map_err(|e| from_peer(e, &link))?;
+            let taken = match self.place(&header, cargo, &mut memory) {
+                Ok(taken) => taken,
+                Err(Refused::Corrupt(why)) => self.ask_again(&header, &why, &link)?,
+                Err(Refused::Failed(error)) => return Err(from_peer(error, &link)),
+            };
             let mut answer = header;
             self.unplaced.fetch_sub(1, Ordering::Release);
             answer.auth = [0; 32];
@@ -114,7 +121,7 @@ impl Session {
         })
     }
 
-    fn place(&self, header: &Header, cargo: Cargo, memory: &mut Memory) -> Result<Taken> {
+    fn place(&self, header: &Header, cargo: Cargo, memory: &mut Memory) -> Placed {
         match cargo {
             Cargo::Zeros => self.place_zeros(header),
             Cargo::Hashes(hashes) => self.place_from_base(header, &hashes, memory),
@@ -133,11 +140,11 @@ impl Session {
         bitmap: &Bitmap,
         body: &[u8],
         memory: &mut Memory,
-    ) -> Result<Taken> {
+    ) -> Placed {
         let Some(target) = self.target(header) else {
             return Ok(Taken::Whole);
         };
-        let data = self.unpack(
+        let data = unpack(
             header,
             bitmap,
             body,
@@ -147,11 +154,11 @@ impl Session {
         let hash = digest::chunk_hash(bitmap, data);
         if !header.is_authentic(&self.keys.frame, &hash) {
             let text = "the chunk does not match its authenticator";
-            return Err(self.corrupt(header, text.to_owned()));
+            return Err(Refused::Corrupt(text.to_owned()));
         }
         if data.chunks(BLOCK).any(digest::is_zero) {
             let text = "a block that is all zero was sent as data";
-            return Err(self.corrupt(header, text.to_owned()));
+            return Err(self.corrupt(header, text.to_owned()).into());
         }
         target.place(header.offset / digest::CHUNK, bitmap, data, hash)?;
         self.dirt.add(data.len() as u64);
@@ -167,12 +174,12 @@ impl Session {
         bitmap: &Bitmap,
         body: &[u8],
         memory: &mut Memory,
-    ) -> Result<Taken> {
+    ) -> Placed {
         let Some(target) = self.target(header) else {
             return Ok(Taken::Whole);
         };
         let sent = base::select(bitmap, mask);
-        let data = self.unpack(
+        let data = unpack(
             header,
             &sent,
             body,
@@ -186,18 +193,13 @@ impl Session {
         Ok(taken)
     }
 
-    fn place_from_base(
-        &self,
-        header: &Header,
-        hashes: &[Hash],
-        memory: &mut Memory,
-    ) -> Result<Taken> {
+    fn place_from_base(&self, header: &Header, hashes: &[Hash], memory: &mut Memory) -> Placed {
         let (Some(target), [hash, pieces @ ..]) = (self.target(header), hashes) else {
             return Ok(Taken::Whole);
         };
         if !header.is_authentic(&self.keys.frame, hash) {
             let text = "hashes do not match their authenticator";
-            return Err(self.corrupt(header, text.to_owned()));
+            return Err(Refused::Corrupt(text.to_owned()));
         }
         let chunk = header.offset / digest::CHUNK;
         let taken = target.take(chunk, *hash, pieces, &mut memory.composed)?;
@@ -205,17 +207,13 @@ impl Session {
         Ok(taken)
     }
 
-    fn place_zeros(&self, header: &Header) -> Result<Taken> {
+    fn place_zeros(&self, header: &Header) -> Placed {
         let Some(target) = self.target(header) else {
             return Ok(Taken::Whole);
         };
         if !header.is_authentic(&self.keys.frame, &digest::ZERO_HASH) {
             let text = "a zero run does not match its authenticator";
-            let volume = &self.specs[usize::from(header.volume)].volume;
-            return Err(MoverError::new(Code::ChunkCorrupt, text)
-                .at_receiver()
-                .in_volume(volume)
-                .at(header.offset));
+            return Err(Refused::Corrupt(text.to_owned()));
         }
         let end = (header.offset + header.logical_len).div_ceil(digest::CHUNK);
         target.place_zeros(header.offset / digest::CHUNK, end)?;
@@ -223,36 +221,29 @@ impl Session {
         Ok(Taken::Whole)
     }
 
-    fn unpack<'a>(
-        &self,
-        header: &Header,
-        bitmap: &Bitmap,
-        body: &'a [u8],
-        scratch: &'a mut [u8],
-        decoder: &mut Decoder,
-    ) -> Result<&'a [u8]> {
-        if header.codec != CODEC_ZSTD {
-            return Ok(body);
-        }
-        let len = digest::data_len(bitmap, header.logical_len as usize).unwrap_or(0);
-        let out = &mut scratch[..len];
-        let unpacked = decoder.decompress(body, out);
-        unpacked.map_err(|e| self.corrupt(header, e.to_string()))?;
-        Ok(out)
-    }
-
-    fn corrupt(&self, header: &Header, why: String) -> MoverError {
-        MoverError::new(Code::ChunkCorrupt, why)
-            .at_receiver()
-            .in_volume(&self.specs[usize::from(header.volume)].volume)
-            .at(header.offset)
-    }
-
     /// The open target of a frame; None once it is published.
     fn target(&self, header: &Header) -> Option<Arc<Target>> {
         let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
         targets[usize::from(header.volume)].clone()
     }
+}
+
+/// The data of a frame.
+fn unpack<'a>(
+    header: &Header,
+    bitmap: &Bitmap,
+    body: &'a [u8],
+    scratch: &'a mut [u8],
+    decoder: &mut Decoder,
+) -> std::result::Result<&'a [u8], Refused> {
+    if header.codec != CODEC_ZSTD {
+        return Ok(body);
+    }
+    let len = digest::data_len(bitmap, header.logical_len as usize).unwrap_or(0);
+    let out = &mut scratch[..len];
+    let unpacked = decoder.decompress(body, out);
+    unpacked.map_err(|e| Refused::Corrupt(e.to_string()))?;
+    Ok(out)
 }
 
 /// The same error, naming who sent what is wrong.

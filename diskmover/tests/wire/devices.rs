@@ -8,11 +8,16 @@ use std::process::Command;
 use diskmover::base::PIECE;
 use diskmover::digest::CHUNK;
 use diskmover::error::Code;
+use diskmover::mode::CopyMode;
+use diskmover::opening::{self, Announced};
 use diskmover::push::Push;
-use diskmover::target::{Care, Place};
+use diskmover::revision::Revision;
+use diskmover::salvage::OnReadError;
+use diskmover::target::{Care, Opened, Place, TargetSpec};
 use diskmover::{device, local};
 
-use crate::rig::{Rig, TAG, eventually, finish, noise, run};
+use crate::peer::identity;
+use crate::rig::{Rig, SESSION, TAG, eventually, finish, noise, run};
 
 const SECTORS: [u32; 2] = [512, 4096];
 
@@ -243,4 +248,52 @@ fn a_device_replaced_after_its_copy_is_not_taken_for_the_copy() {
     let target = Loop { path, backing };
     let error = finish(&copy(&rig, &source, &target, CHUNK)).unwrap_err();
     assert_eq!(error.code, Code::TargetExists, "{error}");
+}
+
+#[test]
+fn what_a_device_has_lost_is_told_by_its_sectors_and_no_bitmap_builds_on_it() {
+    for sector in SECTORS {
+        let rig = rig();
+        rig.care.borrow_mut().degraded = true;
+        let size = 4 * CHUNK;
+        let good = 2 * CHUNK + 3 * 512;
+        let source = Loop::new(rig.root().join("source"), size, sector);
+        // What lies behind the end of the file gives EIO.
+        let backing = File::options().write(true).open(&source.backing).unwrap();
+        backing.write_all_at(&noise(1, size as usize), 0).unwrap();
+        backing.set_len(good).unwrap();
+        let target = loops(&rig, size, sector);
+        rig.open(&[(target.name(), size)]).unwrap();
+        let mut job = rig.job(&[&source.path]);
+        job.volumes[0].0 = target.name().to_owned();
+        job.on_read_error = OnReadError::Zero;
+        let receipt = run(job).unwrap().remove(0);
+        let first = good / u64::from(sector) * u64::from(sector);
+        assert_eq!(receipt.unreadable.ranges(), [first..size], "{sector}");
+        let mut expected = noise(1, size as usize);
+        expected[first as usize..].fill(0);
+        assert!(target.read(size) == expected, "{sector}");
+
+        rig.receiver.close_session(SESSION);
+        rig.care.borrow_mut().update = true;
+        let spec = TargetSpec {
+            volume: target.name().to_owned(),
+            root: "/dev".into(),
+            name: target.name().to_owned(),
+            size: Some(size),
+            mode: 0o600,
+            uid: None,
+            gid: None,
+            care: rig.care.borrow().clone(),
+        };
+        let announced = Announced {
+            identity: identity(size),
+            mode: CopyMode::Verbatim,
+            revision: Some(Revision::new(receipt.root)),
+        };
+        match opening::open(&spec, TAG, &announced, &|| true).unwrap() {
+            Opened::Published(found) => assert_eq!(found.unreadable, receipt.unreadable),
+            Opened::Receiving(_) => panic!("what was never read counts as unchanged"),
+        }
+    }
 }

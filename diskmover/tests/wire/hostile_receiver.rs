@@ -9,6 +9,7 @@ use diskmover::error::Code;
 use diskmover::frame::{Header, Kind};
 use diskmover::messages::{Receipt, VERSION};
 use diskmover::mode::CopyMode;
+use diskmover::unreadable::Unreadable;
 
 use crate::peer::{Heard, Peer, listener};
 use crate::pki::Pki;
@@ -24,7 +25,7 @@ fn welcome(peer: &mut Peer) {
 }
 
 /// Says that nothing is there yet.
-fn opened(peer: &mut Peer) {
+pub fn opened(peer: &mut Peer) {
     welcome(peer);
     peer.send(Header::new(Kind::Opened, 0), &[]);
 }
@@ -69,6 +70,7 @@ fn receipt(size: u64, root: digest::Hash) -> Receipt {
         wire: 5,
         root,
         mode: CopyMode::Verbatim,
+        unreadable: Unreadable::default(),
     }
 }
 
@@ -239,6 +241,30 @@ const FAULTS: &[(&str, Act, Code)] = &[
             );
         },
         Code::Protocol,
+    ),
+    (
+        "a RECEIPT that tells of something unreadable, where nothing was",
+        |p| {
+            let root = take_all(p);
+            let lie = Receipt {
+                unreadable: Unreadable::of(vec![5..9], SIZE).unwrap(),
+                ..receipt(SIZE, root)
+            };
+            p.send(Header::new(Kind::Receipt, 0), &lie.encode());
+        },
+        Code::Protocol,
+    ),
+    (
+        "OPENED with the receipt of a degraded copy: this one is to be whole",
+        |p| {
+            welcome(p);
+            let old = Receipt {
+                unreadable: Unreadable::of(vec![5..9], SIZE).unwrap(),
+                ..receipt(SIZE, [1; 32])
+            };
+            p.send(Header::new(Kind::Opened, 0), &old.encode());
+        },
+        Code::TargetExists,
     ),
     (
         "a RECEIPT with another size",

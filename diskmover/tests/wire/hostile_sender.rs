@@ -23,14 +23,14 @@ use crate::peer::{Heard, Peer, zstd};
 use crate::rig::{PATIENCE, Rig, SESSION, eventually, limits, noise, run};
 
 /// Three chunks and a short one.
-const SIZE: u64 = 3 * CHUNK + 100;
+pub const SIZE: u64 = 3 * CHUNK + 100;
 
-struct Fault {
-    what: &'static str,
-    act: fn(&mut Peer),
-    code: Code,
-    says: &'static str,
-    offset: Option<u64>,
+pub struct Fault {
+    pub what: &'static str,
+    pub act: fn(&mut Peer),
+    pub code: Code,
+    pub says: &'static str,
+    pub offset: Option<u64>,
 }
 
 macro_rules! offset {
@@ -92,7 +92,7 @@ fn filled(peer: &mut Peer, chunk: u64, spoil: impl FnOnce(&mut Vec<u8>)) {
     peer.send(header, &payload);
 }
 
-const FAULTS: &[Fault] = faults! {
+pub const FAULTS: &[Fault] = faults! {
     // --- what is no frame
     "garbage: it cannot be told where the next frame begins",
         |p| p.send_bytes(&noise(1, HEADER))
@@ -131,6 +131,15 @@ const FAULTS: &[Fault] = faults! {
         |p| p.finish(0, SIZE, &[1; 32]) => Protocol "chunks are missing";
     "FINISH without a digest",
         |p| p.send(Header::new(Kind::Finish, 0), &[1; 7]) => Protocol "FINISH";
+    "FINISH that tells of what could not be read beyond the end",
+        |p| {
+            let range = [&(3 * CHUNK).to_le_bytes()[..], &101u64.to_le_bytes()].concat();
+            let payload = [&[1; 40][..], &range].concat();
+            let mut header = Header::new(Kind::Finish, 0);
+            header.sign(&p.keys.frame, &[1; 32]);
+            p.send(header, &payload);
+        }
+        => Protocol "FINISH that cannot be read";
     "FINISH signed with another key",
         |p| {
             p.keys = diskmover::messages::Keys::derive(&[9; 32]);

@@ -5,6 +5,7 @@
 mod access;
 mod broken_wire;
 mod copies;
+mod corrupt;
 mod devices;
 mod hostile_nbd;
 mod hostile_receiver;

@@ -24,6 +24,8 @@ pub struct Peer {
     held: Option<Vec<u8>>,
     pub keys: Keys,
     pub nonce: [u8; 16],
+    /// What its HELLO says that it can; nothing, as in the first senders.
+    pub abilities: u64,
 }
 
 /// What a peer heard.
@@ -61,7 +63,13 @@ impl Peer {
 
     /// A sender whose HELLO was accepted and whose volume 0 is open.
     pub fn sending(rig: &Rig, volume: &str, size: u64) -> Peer {
+        Peer::sending_with(rig, volume, size, 0)
+    }
+
+    /// The same with abilities.
+    pub fn sending_with(rig: &Rig, volume: &str, size: u64, abilities: u64) -> Peer {
         let mut peer = Peer::dial(rig, &rig.pki.host("a"));
+        peer.abilities = abilities;
         peer.hello(|_| {});
         assert!(matches!(peer.hear(), Heard::Frame(h, _) if h.kind == Kind::Welcome));
         peer.open(0, volume, size);
@@ -86,6 +94,7 @@ impl Peer {
             held: None,
             keys: Keys::derive(&key),
             nonce: [7; 16],
+            abilities: 0,
         }
     }
 
@@ -107,7 +116,9 @@ impl Peer {
             tag: TAG.to_owned(),
         };
         change(&mut hello);
-        self.send(Header::new(Kind::Hello, 0), &hello.encode());
+        let mut header = Header::new(Kind::Hello, 0);
+        header.logical_len = self.abilities;
+        self.send(header, &hello.encode());
     }
 
     pub fn open(&mut self, volume: u16, name: &str, size: u64) {
@@ -275,6 +286,11 @@ impl Peer {
 
     /// Breaks the connection.
     pub fn hang_up(self) {
+        self.break_off();
+    }
+
+    /// The same, and keeps what is left of it.
+    pub fn break_off(&self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 

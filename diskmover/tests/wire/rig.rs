@@ -13,6 +13,7 @@ use diskmover::listener::{Limits, Receiver};
 use diskmover::messages::Receipt;
 use diskmover::priority::IoPriority;
 use diskmover::push::{Job, Push};
+use diskmover::salvage::OnReadError;
 use diskmover::session::{Opening, Phase};
 use diskmover::target::{Care, TargetSpec};
 use tempfile::TempDir;
@@ -173,6 +174,7 @@ pub fn job_to(address: &str, pki: &Pki) -> Job {
         limit: None,
         compression: Compression::Level(1),
         trust_holes: true,
+        on_read_error: OnReadError::Fail,
         buffer_bytes: 8 * CHUNK,
         io_priority: IoPriority::Normal,
         reconnect: Duration::from_secs(5),

@@ -1,0 +1,87 @@
+//! How a source is told from another one, and from itself after a change.
+
+use std::fs::File;
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::SeekFrom;
+
+/// The time of a write that nobody sees.
+const UNSEEN: i64 = i64::MIN;
+/// Longer than the steps in which the times of files move.
+const STEP_NS: i64 = 20_000_000;
+/// How often a file is given a step to come to rest.
+const SETTLE_TRIES: usize = 5;
+
+/// What changes when a file is written, replaced or cut.
+///
+/// Writes to a block device leave no trace. So it is another one each time that
+/// it is opened, and what an earlier attempt placed has to be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Bytes.
+    pub size: u64,
+    /// Time of the last write, in ns; `i64::MIN` for a block device.
+    pub mtime_ns: i64,
+    /// Time of the last change of the inode, in ns; of the opening for a block
+    /// device.
+    pub ctime_ns: i64,
+    /// Inode number, or the device number of a block device.
+    pub inode: u64,
+}
+
+impl Identity {
+    /// Whether nothing has happened between the two that would be seen.
+    pub fn is_like(&self, other: &Identity) -> bool {
+        let seen = |id: &Identity| Identity {
+            ctime_ns: if id.mtime_ns == UNSEEN {
+                0
+            } else {
+                id.ctime_ns
+            },
+            ..*id
+        };
+        seen(self) == seen(other)
+    }
+}
+
+/// The identity, once a write after it would change it: times move in steps, and
+/// a write in the step of the last one would go unseen. A file that is written all
+/// the time never comes to rest, and is seen to change anyway.
+pub fn settled(file: &File, is_block: bool) -> io::Result<Identity> {
+    for _ in 0..SETTLE_TRIES {
+        let identity = of(file, is_block)?;
+        let step = identity.ctime_ns..identity.ctime_ns.saturating_add(STEP_NS);
+        if is_block || !step.contains(&now_ns()) {
+            return Ok(identity);
+        }
+        std::thread::sleep(Duration::from_nanos(STEP_NS as u64));
+    }
+    of(file, is_block)
+}
+
+fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_nanos() as i64)
+}
+
+/// The identity as it is now.
+pub fn of(file: &File, is_block: bool) -> io::Result<Identity> {
+    let stat = rustix::fs::fstat(file)?;
+    if is_block {
+        let size = rustix::fs::seek(file, SeekFrom::End(0))?;
+        return Ok(Identity {
+            size,
+            mtime_ns: UNSEEN,
+            ctime_ns: now_ns(),
+            inode: stat.st_rdev,
+        });
+    }
+    let ns = |seconds: i64, ns: u64| seconds.wrapping_mul(1_000_000_000).wrapping_add(ns as i64);
+    Ok(Identity {
+        size: stat.st_size as u64,
+        mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec as u64),
+        ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec as u64),
+        inode: stat.st_ino,
+    })
+}
