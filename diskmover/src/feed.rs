@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::base::{Mask, Sharing};
 use crate::digest;
@@ -16,6 +15,7 @@ use crate::plan::{Extents, Plan, Work};
 use crate::pool::lock;
 use crate::session::TICK;
 use crate::source::{Identity, Source};
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A volume on its way out.
 pub struct Volume {

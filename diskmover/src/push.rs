@@ -11,6 +11,7 @@
 //! receipts are there.
 
 mod coordinator;
+mod finish;
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -39,6 +40,8 @@ use crate::progress::{Eta, Meter, Progress};
 use crate::session::{MAX_VOLUMES, TICK};
 use crate::throttle::Throttle;
 use crate::tls::TlsFiles;
+
+pub use finish::{Finish, Turn};
 
 /// Chunks in each queue between stages.
 pub const QUEUE: usize = 16;
@@ -102,17 +105,6 @@ pub struct Raw {
     pub wanted: Option<Mask>,
 }
 
-/// Which connection sends the root digests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// Not yet: chunks are missing.
-    NotYet,
-    /// The next connection that looks.
-    Free,
-    /// This one does.
-    Taken,
-}
-
 /// What all threads share.
 pub struct Shared {
     /// What to copy.
@@ -142,7 +134,7 @@ pub struct Shared {
     /// The sockets of all connections, to break them.
     pub sockets: Mutex<Vec<Option<TcpStream>>>,
     /// Who sends the root digests.
-    pub finish: Mutex<Finish>,
+    pub finish: Finish,
     /// Connections that stand.
     pub links: Mutex<Vec<Arc<Link>>>,
     /// Connection threads that have not ended.
@@ -209,7 +201,7 @@ impl Push {
             opened: AtomicBool::new(false),
             opening: Mutex::new(()),
             sockets: Mutex::new((0..job.most_connections).map(|_| None).collect()),
-            finish: Mutex::new(Finish::NotYet),
+            finish: Finish::default(),
             links: Mutex::default(),
             uplinks: AtomicUsize::new(0),
             answers: AtomicU64::new(0),
