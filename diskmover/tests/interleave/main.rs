@@ -5,6 +5,7 @@
 //! room.rs         what a crash may cost                   src/dirt.rs
 //! work.rs         chunks to read, lost ones again         src/feed.rs
 //! last_word.rs    the end of a copy, when links break     src/push/finish.rs, feed.rs
+//! connections.rs  the connections to an NBD export        src/nbd/pool.rs
 //! ```
 //! The modules are the crate's own, built over loom's locks. Loom's waits never
 //! time out: whoever has to be woken and is not stands still, and loom says so.
@@ -18,6 +19,7 @@ use std::time::Duration;
 use diskmover::{base, digest, error, frame, holes, ledger, messages, plan, session, source};
 
 mod buffers;
+mod connections;
 mod copy;
 #[path = "../../src/dirt.rs"]
 mod dirt;
@@ -26,6 +28,7 @@ mod feed;
 #[path = "../../src/push/finish.rs"]
 mod finish;
 mod last_word;
+mod nbd;
 #[path = "../../src/pool.rs"]
 mod pool;
 mod room;
