@@ -3,7 +3,7 @@
 use crate::error::{Code, MoverError, Result};
 use crate::feed::Volume;
 use crate::messages::Receipt;
-use crate::spec::TargetSpec;
+use crate::target::TargetSpec;
 use crate::unreadable::Unreadable;
 
 /// Fails when a sender could not read all of a volume, and its target takes no

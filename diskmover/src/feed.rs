@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::base::{Mask, Sharing};
 use crate::digest;
@@ -17,6 +16,7 @@ use crate::pool::lock;
 use crate::salvage::Salvage;
 use crate::session::TICK;
 use crate::source::{Identity, Source};
+use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::unreadable::Unreadable;
 
 /// A volume on its way out.

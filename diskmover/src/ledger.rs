@@ -1,32 +1,17 @@
 //! What is known of a volume, chunk by chunk, in memory that does not grow with it.
 //!
 //! A chunk is first *known* (its hash is), then *done* (sender: acknowledged;
-//! receiver: written). When all chunks of a segment are done, `close` folds
-//! their hashes into one.
+//! receiver: written). When all chunks of a segment are done, `close_if_full` folds
+//! their hashes into one (ledger/segment.rs).
+
+mod segment;
 
 use std::ops::Range;
 
 use crate::digest::{self, CHUNK, Hash, SEGMENT_CHUNKS, ZERO_HASH};
+use segment::Slot;
 
-/// The chunks of a segment that is not folded yet.
-#[derive(Clone)]
-pub struct OpenSegment {
-    /// Chunks whose hash is known, a bit each.
-    pub known: u64,
-    /// Chunks that are done.
-    pub done: u64,
-    /// Hashes of the known chunks; zero for a zero chunk.
-    pub hashes: [Hash; 64],
-    /// Bytes in blocks that are not zero, of the known chunks.
-    pub data: [u32; 64],
-}
-
-enum Slot {
-    Empty,
-    Open(Box<OpenSegment>),
-    /// Hash of all chunks, and their data bytes as far as known.
-    Closed(Hash, u64),
-}
+pub use segment::OpenSegment;
 
 /// The state of all chunks of one volume.
 pub struct Ledger {
@@ -84,21 +69,14 @@ impl Ledger {
 
     /// Whether a chunk is done.
     pub fn is_done(&self, chunk: u64) -> bool {
-        match &self.slots[(chunk / SEGMENT_CHUNKS) as usize] {
-            Slot::Empty => false,
-            Slot::Open(open) => open.done & (1 << (chunk % SEGMENT_CHUNKS)) != 0,
-            Slot::Closed(..) => true,
-        }
+        let slot = &self.slots[(chunk / SEGMENT_CHUNKS) as usize];
+        slot.is_done((chunk % SEGMENT_CHUNKS) as usize)
     }
 
     /// Whether a chunk is known to be done and all zero.
     pub fn is_zero(&self, chunk: u64) -> bool {
-        let index = (chunk % SEGMENT_CHUNKS) as usize;
-        match &self.slots[(chunk / SEGMENT_CHUNKS) as usize] {
-            Slot::Empty => false,
-            Slot::Open(open) => open.done & (1 << index) != 0 && open.hashes[index] == ZERO_HASH,
-            Slot::Closed(hash, _) => *hash == ZERO_HASH,
-        }
+        let slot = &self.slots[(chunk / SEGMENT_CHUNKS) as usize];
+        slot.is_zero((chunk % SEGMENT_CHUNKS) as usize)
     }
 
     /// The done chunks of a segment.
@@ -143,7 +121,7 @@ impl Ledger {
     pub fn offer(&mut self, chunk: u64, hash: Hash, data: u32) -> Result<(), Conflict> {
         let bit = 1 << (chunk % SEGMENT_CHUNKS);
         let index = (chunk % SEGMENT_CHUNKS) as usize;
-        let Some(open) = self.open((chunk / SEGMENT_CHUNKS) as usize) else {
+        let Some(open) = self.slots[(chunk / SEGMENT_CHUNKS) as usize].open() else {
             return Ok(()); // folded: the root digest will tell
         };
         if open.known & bit != 0 && open.hashes[index] != hash {
@@ -161,7 +139,7 @@ impl Ledger {
     /// Marks a known chunk as done; true when it was not before.
     pub fn confirm(&mut self, chunk: u64) -> bool {
         let bit = 1 << (chunk % SEGMENT_CHUNKS);
-        let Some(open) = self.open((chunk / SEGMENT_CHUNKS) as usize) else {
+        let Some(open) = self.slots[(chunk / SEGMENT_CHUNKS) as usize].open() else {
             return false;
         };
         if open.known & bit == 0 || open.done & bit != 0 {
@@ -228,14 +206,8 @@ impl Ledger {
 
     /// Folds a segment when all its chunks are done.
     pub fn close_if_full(&mut self, segment: usize) {
-        if let Slot::Open(open) = &self.slots[segment] {
-            let full = self.full_mask(segment);
-            if open.done == full {
-                let hash = digest::segment_hash(&open.hashes[..full.count_ones() as usize]);
-                let data = open.data.iter().map(|bytes| u64::from(*bytes)).sum();
-                self.slots[segment] = Slot::Closed(hash, data);
-            }
-        }
+        let full = self.full_mask(segment);
+        self.slots[segment].close_if_full(full);
     }
 
     /// Forgets all that is known of a segment.
@@ -246,14 +218,7 @@ impl Ledger {
         self.done_bytes -= chunks
             .map(|i| digest::chunk_len(self.size, first + i) as u64)
             .sum::<u64>();
-        self.data_bytes -= match &self.slots[segment] {
-            Slot::Empty => 0,
-            Slot::Closed(_, data) => *data,
-            Slot::Open(open) => (0..64)
-                .filter(|i| open.done & (1 << i) != 0)
-                .map(|i| u64::from(open.data[i]))
-                .sum(),
-        };
+        self.data_bytes -= self.slots[segment].done_data_bytes();
         self.slots[segment] = Slot::Empty;
     }
 
@@ -290,21 +255,6 @@ impl Ledger {
     fn covers(&self, segment: usize, first: u64, end: u64) -> bool {
         first == segment as u64 * SEGMENT_CHUNKS
             && end - first == u64::from(self.full_mask(segment).count_ones())
-    }
-
-    fn open(&mut self, segment: usize) -> Option<&mut OpenSegment> {
-        if matches!(self.slots[segment], Slot::Empty) {
-            self.slots[segment] = Slot::Open(Box::new(OpenSegment {
-                known: 0,
-                done: 0,
-                hashes: [ZERO_HASH; 64],
-                data: [0; 64],
-            }));
-        }
-        match &mut self.slots[segment] {
-            Slot::Open(open) => Some(open),
-            _ => None,
-        }
     }
 }
 

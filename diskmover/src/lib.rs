@@ -72,7 +72,6 @@ pub mod seedlist;
 pub mod seeds;
 pub mod session;
 pub mod source;
-pub mod spec;
 pub mod stages;
 pub mod store;
 pub mod sync;

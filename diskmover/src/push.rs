@@ -12,6 +12,7 @@
 
 mod check;
 mod coordinator;
+mod finish;
 
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -42,6 +43,8 @@ use crate::salvage::OnReadError;
 use crate::session::TICK;
 use crate::throttle::Throttle;
 use crate::tls::TlsFiles;
+
+pub use finish::{Finish, Turn};
 
 /// Chunks in each queue between stages.
 pub const QUEUE: usize = 16;
@@ -107,17 +110,6 @@ pub struct Raw {
     pub wanted: Option<Mask>,
 }
 
-/// Which connection sends the root digests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Finish {
-    /// Not yet: chunks are missing.
-    NotYet,
-    /// The next connection that looks.
-    Free,
-    /// This one does.
-    Taken,
-}
-
 /// What all threads share.
 pub struct Shared {
     /// What to copy.
@@ -147,7 +139,7 @@ pub struct Shared {
     /// The sockets of all connections, to break them.
     pub sockets: Mutex<Vec<Option<TcpStream>>>,
     /// Who sends the root digests.
-    pub finish: Mutex<Finish>,
+    pub finish: Finish,
     /// Connections that stand.
     pub links: Mutex<Vec<Arc<Link>>>,
     /// Connection threads that have not ended.
@@ -219,7 +211,7 @@ impl Push {
             opened: AtomicBool::new(false),
             opening: Mutex::new(()),
             sockets: Mutex::new((0..job.most_connections).map(|_| None).collect()),
-            finish: Mutex::new(Finish::NotYet),
+            finish: Finish::default(),
             links: Mutex::default(),
             uplinks: AtomicUsize::new(0),
             answers: AtomicU64::new(0),

@@ -9,8 +9,13 @@
 //! not mapped and stay holes: the file looks as long as the disk and takes as
 //! much room as its data. Tables for which there is no data are not written.
 //!
+//! `layout.rs` says where things lie, `tables.rs` what stands there.
+//!
 //! Format: version 3, clusters of 64 KiB, refcounts of 16 bits, no backing file.
 //! <https://gitlab.com/qemu-project/qemu/-/blob/master/docs/interop/qcow2.rst>
+
+mod layout;
+mod tables;
 
 use std::fs::File;
 use std::io;
@@ -19,91 +24,12 @@ use std::sync::Mutex;
 use rustix::fs::FallocateFlags;
 
 use crate::base::{self, Mask, PIECE, PIECES};
-use crate::digest::{self, Bitmap, CHUNK};
-use crate::error::{Code, MoverError, Result};
+use crate::digest::{self, Bitmap};
 use crate::ledger::Ledger;
 use crate::pool::lock;
 use crate::store::Store;
 
-/// Bytes of a cluster; what chunks are mapped by.
-pub const CLUSTER: u64 = PIECE as u64;
-/// Disks are counted in these.
-const SECTOR: u64 = 512;
-/// Entries of 8 bytes in a cluster: of an L2 table, the refcount table and L1.
-const ENTRIES: u64 = CLUSTER / 8;
-/// Refcounts of 2 bytes in a cluster.
-const COUNTS: u64 = CLUSTER / 2;
-/// Refcount of what an entry points to is one.
-const COPIED: u64 = 1 << 63;
-const MAGIC: [u8; 4] = *b"QFI\xfb";
-const HEADER_LEN: u32 = 104;
-
-/// Where everything of an image lies, in clusters; it follows from the size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Layout {
-    size: u64,
-    /// Refcount blocks that there is room for.
-    blocks: u64,
-    first_block: u64,
-    l1: u64,
-    first_l2: u64,
-    first_data: u64,
-    end: u64,
-}
-
-impl Layout {
-    /// The layout for a disk of `size` bytes.
-    pub fn of(size: u64) -> Result<Layout> {
-        if !size.is_multiple_of(SECTOR) {
-            let text = format!(
-                "the source has {size} bytes, and a disk in a qcow2 image whole sectors of {SECTOR}; receive it as raw"
-            );
-            return Err(MoverError::new(Code::SourceInvalid, text).at_receiver());
-        }
-        let mut blocks = 1;
-        loop {
-            let layout = Layout::with(size, blocks);
-            let needed = layout.end.div_ceil(COUNTS);
-            if needed <= blocks {
-                return Ok(layout);
-            }
-            blocks = needed;
-        }
-    }
-
-    fn with(size: u64, blocks: u64) -> Layout {
-        let clusters = size.div_ceil(CLUSTER);
-        let tables = clusters.div_ceil(ENTRIES);
-        let first_block = 1 + blocks.div_ceil(ENTRIES);
-        let l1 = first_block + blocks;
-        let first_l2 = l1 + tables.div_ceil(ENTRIES);
-        // Chunks stay aligned as they are in a raw file.
-        let first_data = (first_l2 + tables).next_multiple_of(CHUNK / CLUSTER);
-        Layout {
-            size,
-            blocks,
-            first_block,
-            l1,
-            first_l2,
-            first_data,
-            end: first_data + clusters,
-        }
-    }
-
-    /// Where the volume begins, in bytes.
-    pub fn start(&self) -> u64 {
-        self.first_data * CLUSTER
-    }
-
-    /// Bytes of the file.
-    pub fn file_size(&self) -> u64 {
-        self.end * CLUSTER
-    }
-
-    fn tables(&self) -> u64 {
-        self.size.div_ceil(CLUSTER).div_ceil(ENTRIES)
-    }
-}
+pub use layout::{CLUSTER, Layout};
 
 /// An image in the making: its layout, and which clusters hold data.
 pub struct Image {
@@ -185,187 +111,15 @@ impl Image {
         Ok(same)
     }
 
-    /// Every cluster in front of the volume that is in use, with its offset.
-    fn each_cluster(&self, mut act: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
-        let layout = &self.layout;
-        let mapped = lock(&self.mapped);
-        let used = Used::of(layout, &mapped);
-        let mut cluster = vec![0; PIECE];
-        let mut act = |number: u64, bytes: &mut Vec<u8>| {
-            let done = act(number * CLUSTER, bytes);
-            bytes.fill(0);
-            done
-        };
-        self.fill_header(&mut cluster);
-        act(0, &mut cluster)?;
-        for at in 0..layout.first_block - 1 {
-            put_entries(&mut cluster, at, layout.blocks, |block| {
-                used.block(block)
-                    .then_some((layout.first_block + block) * CLUSTER)
-            });
-            act(1 + at, &mut cluster)?;
-        }
-        for block in (0..layout.blocks).filter(|block| used.block(*block)) {
-            for (index, count) in cluster.chunks_exact_mut(2).enumerate() {
-                let number = block * COUNTS + index as u64;
-                count[1] = u8::from(number < layout.end && used.cluster(number));
-            }
-            act(layout.first_block + block, &mut cluster)?;
-        }
-        for at in 0..layout.first_l2 - layout.l1 {
-            put_entries(&mut cluster, at, layout.tables(), |table| {
-                used.table(table)
-                    .then_some(((layout.first_l2 + table) * CLUSTER) | COPIED)
-            });
-            act(layout.l1 + at, &mut cluster)?;
-        }
-        for table in (0..layout.tables()).filter(|table| used.table(*table)) {
-            put_entries(
-                &mut cluster,
-                table,
-                layout.end - layout.first_data,
-                |data| {
-                    used.data(data)
-                        .then_some(((layout.first_data + data) * CLUSTER) | COPIED)
-                },
-            );
-            act(layout.first_l2 + table, &mut cluster)?;
-        }
-        Ok(())
-    }
-
-    fn fill_header(&self, cluster: &mut [u8]) {
-        let layout = &self.layout;
-        let words: [&[u8]; 15] = [
-            &MAGIC,
-            &3u32.to_be_bytes(),
-            &[0; 12], // no backing file
-            &CLUSTER.ilog2().to_be_bytes(),
-            &layout.size.to_be_bytes(),
-            &[0; 4], // not encrypted
-            &(layout.tables() as u32).to_be_bytes(),
-            &(layout.l1 * CLUSTER).to_be_bytes(),
-            &CLUSTER.to_be_bytes(), // the refcount table follows
-            &((layout.first_block - 1) as u32).to_be_bytes(),
-            &[0; 12], // no snapshots
-            &[0; 24], // no features
-            &4u32.to_be_bytes(),
-            &HEADER_LEN.to_be_bytes(),
-            &[0; 8], // no extensions
-        ];
-        let mut at = 0;
-        for word in words {
-            cluster[at..at + word.len()].copy_from_slice(word);
-            at += word.len();
-        }
-    }
-}
-
-/// Which clusters are in use.
-struct Used<'a> {
-    layout: &'a Layout,
-    mapped: &'a [Mask],
-    tables: Vec<bool>,
-    blocks: Vec<bool>,
-}
-
-impl Used<'_> {
-    fn of<'a>(layout: &'a Layout, mapped: &'a [Mask]) -> Used<'a> {
-        let mut used = Used {
-            layout,
-            mapped,
-            tables: vec![false; layout.tables() as usize],
-            // All that stands in front of the volume is counted.
-            blocks: (0..layout.blocks)
-                .map(|block| block * COUNTS < layout.first_data)
-                .collect(),
-        };
-        for (chunk, mask) in mapped.iter().enumerate().filter(|(_, mask)| **mask != 0) {
-            let first = (chunk * PIECES) as u64;
-            used.tables[(first / ENTRIES) as usize] = true;
-            for piece in (0..PIECES as u64).filter(|piece| mask & (1 << piece) != 0) {
-                used.blocks[((layout.first_data + first + piece) / COUNTS) as usize] = true;
-            }
-        }
-        used
-    }
-
-    fn block(&self, block: u64) -> bool {
-        self.blocks[block as usize]
-    }
-
-    fn table(&self, table: u64) -> bool {
-        self.tables[table as usize]
-    }
-
-    fn data(&self, cluster: u64) -> bool {
-        let (chunk, piece) = (cluster / PIECES as u64, cluster % PIECES as u64);
-        self.mapped[chunk as usize] & (1 << piece) != 0
-    }
-
-    fn cluster(&self, number: u64) -> bool {
-        let layout = self.layout;
-        if number < layout.first_block {
-            true
-        } else if number < layout.l1 {
-            self.block(number - layout.first_block)
-        } else if number < layout.first_l2 {
-            true
-        } else if number < layout.first_l2 + layout.tables() {
-            self.table(number - layout.first_l2)
-        } else if number < layout.first_data {
-            false
-        } else {
-            self.data(number - layout.first_data)
-        }
-    }
-}
-
-/// Fills cluster number `at` of a table that has `count` entries in all.
-fn put_entries(cluster: &mut [u8], at: u64, count: u64, entry: impl Fn(u64) -> Option<u64>) {
-    for (index, slot) in cluster.chunks_exact_mut(8).enumerate() {
-        let number = at * ENTRIES + index as u64;
-        if let Some(value) = (number < count).then(|| entry(number)).flatten() {
-            slot.copy_from_slice(&value.to_be_bytes());
-        }
+    fn each_cluster(&self, act: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+        tables::each_cluster(&self.layout, &lock(&self.mapped), act)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const TIB: u64 = 1 << 40;
-
-    #[test]
-    fn there_is_room_for_everything_at_any_size() {
-        for size in [
-            0,
-            512,
-            CLUSTER,
-            CHUNK + 512,
-            1 << 31,
-            8 * TIB,
-            digest::MAX_SIZE,
-        ] {
-            let layout = Layout::of(size).unwrap();
-            assert!(layout.blocks * COUNTS >= layout.end, "{size}: refcounts");
-            assert!(
-                (layout.first_block - 1) * ENTRIES >= layout.blocks,
-                "{size}"
-            );
-            assert!((layout.first_l2 - layout.l1) * ENTRIES >= layout.tables());
-            assert!(layout.start().is_multiple_of(CHUNK));
-            assert!(layout.file_size() - layout.start() >= size);
-            assert!(layout.file_size() > size, "{size}: taken for a raw file");
-        }
-    }
-
-    #[test]
-    fn odd_bytes_are_refused() {
-        let error = Layout::of(513).unwrap_err();
-        assert_eq!(error.code, Code::SourceInvalid);
-    }
+    use crate::digest::CHUNK;
 
     #[test]
     fn clusters_are_mapped_by_what_is_in_them() {

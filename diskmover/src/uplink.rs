@@ -22,7 +22,7 @@ use crate::frame::{ACK_TARGET_SLOW, HEADER, HELLO_SENDS_AGAIN, Header, Kind};
 use crate::link::{Link, LinkError};
 use crate::messages::{self, Hello, Open, Receipt, VERSION};
 use crate::pool::lock;
-use crate::push::{Finish, Parcel, Shared};
+use crate::push::{Parcel, Shared, Turn};
 use crate::revision::Revision;
 use crate::session::TICK;
 use crate::stages::count;
@@ -221,7 +221,7 @@ fn open_and_run(shared: &Shared, link: &Link) -> std::result::Result<(), End> {
     }
     lock(&shared.last_link).1 = true;
     let in_flight: InFlight = Mutex::default();
-    let mut finishing = false;
+    let mut turn = None;
     let dead = AtomicBool::new(false);
     let ends = std::thread::scope(|scope| {
         let heard = scope.spawn(|| {
@@ -232,7 +232,7 @@ fn open_and_run(shared: &Shared, link: &Link) -> std::result::Result<(), End> {
             }
             end
         });
-        let sent = send(shared, link, &in_flight, &dead, &mut finishing);
+        let sent = send(shared, link, &in_flight, &dead, &mut turn);
         if matches!(sent, Ok(()) | Err(End::Fatal(_))) {
             link.close();
         }
@@ -246,9 +246,7 @@ fn open_and_run(shared: &Shared, link: &Link) -> std::result::Result<(), End> {
         link.abort();
         [sent, heard.join().unwrap_or(Err(End::Broken))]
     });
-    if finishing {
-        *lock(&shared.finish) = Finish::Free;
-    }
+    drop(turn);
     for sent in lock(&in_flight).values() {
         shared.feed.put_back(&shared.volumes, sent);
     }
@@ -326,12 +324,12 @@ fn adopt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn send(
-    shared: &Shared,
+fn send<'a>(
+    shared: &'a Shared,
     link: &Link,
     in_flight: &InFlight,
     dead: &AtomicBool,
-    finishing: &mut bool,
+    turn: &mut Option<Turn<'a>>,
 ) -> std::result::Result<(), End> {
     let mut sign = Instant::now();
     while !shared.stopping() {
@@ -343,12 +341,9 @@ fn send(
             link.send(&Header::new(Kind::Ping, 0), &[])
                 .map_err(|_| End::Broken)?;
         }
-        if !*finishing {
-            let mut finish = lock(&shared.finish);
-            if *finish == Finish::Free {
-                *finish = Finish::Taken;
-                drop(finish);
-                *finishing = true;
+        if turn.is_none() {
+            *turn = shared.finish.take();
+            if turn.is_some() {
                 send_roots(shared, link)?;
             }
         }

@@ -22,9 +22,9 @@ use crate::revision::Revision;
 use crate::rig::{Rig, SESSION, TAG, eventually, finish, noise};
 use crate::salvage::OnReadError;
 use crate::session::Phase;
-use crate::spec::{Place, TargetSpec};
 use crate::sys::AlignedBuf;
 use crate::target::Opened;
+use crate::target::{Place, TargetSpec};
 use crate::unreadable::MOST_BYTES;
 
 const SIZE: u64 = 4 * CHUNK + 5000;

@@ -1,6 +1,16 @@
 //! Connections to one export: several when the server allows it.
+//!
+//! ```text
+//!        made when there is room          lent
+//! place ------------------------> free <--------> at work
+//!   ^                                                |
+//!   +-------- closed at the server, first of all ----+ it failed
+//! ```
+//! A place is given up by whoever cannot connect, too, and each time that a
+//! connection or a place becomes free somebody who waits is woken.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::nbd::address::ExportSpec;
@@ -9,18 +19,27 @@ use crate::nbd::error::{NbdError, Result};
 use crate::nbd::handshake::Export;
 use crate::nbd::socket::{Breaker, Socket};
 use crate::pool::lock;
+use crate::sync::{Condvar, Mutex, PoisonError};
 
 /// Connections to an export whose server allows several.
 const CONNECTIONS: usize = 4;
 const TICK: Duration = Duration::from_millis(100);
 
+struct Connection {
+    client: Client<Socket>,
+    number: u64,
+}
+
 struct State {
-    free: Vec<Client<Socket>>,
+    free: Vec<Connection>,
     /// Connections that stand or are being made.
     count: usize,
     /// Most that there may be.
     most: usize,
-    breakers: Vec<Breaker>,
+    /// Of each connection that stands. They hold its socket too.
+    breakers: BTreeMap<u64, Breaker>,
+    /// Connections that ever stood.
+    made: u64,
     aborted: bool,
 }
 
@@ -46,10 +65,11 @@ impl Pool {
             patience,
             export,
             state: Mutex::new(State {
-                free: vec![client],
+                free: vec![Connection { client, number: 0 }],
                 count: 1,
                 most,
-                breakers: vec![breaker],
+                breakers: BTreeMap::from([(0, breaker)]),
+                made: 1,
                 aborted: false,
             }),
             returned: Condvar::new(),
@@ -70,11 +90,14 @@ impl Pool {
         reusable: fn(&NbdError) -> bool,
         work: impl FnOnce(&mut Client<Socket>) -> Result<T>,
     ) -> Result<T> {
-        let mut client = self.take()?;
-        let result = work(&mut client);
+        let mut connection = self.take()?;
+        let result = work(&mut connection.client);
         if result.as_ref().err().is_none_or(reusable) {
-            lock(&self.state).free.push(client);
+            lock(&self.state).free.push(connection);
         } else {
+            // A server that takes no more than these has to see it go first.
+            lock(&self.state).breakers.remove(&connection.number);
+            drop(connection);
             lock(&self.state).count -= 1;
         }
         self.returned.notify_one();
@@ -85,28 +108,30 @@ impl Pool {
     pub fn abort(&self) {
         let mut state = lock(&self.state);
         state.aborted = true;
-        state.breakers.iter().for_each(Breaker::shut);
+        state.breakers.values().for_each(Breaker::shut);
         self.returned.notify_all();
     }
 
-    fn take(&self) -> Result<Client<Socket>> {
+    fn take(&self) -> Result<Connection> {
         let mut state = lock(&self.state);
         loop {
             if state.aborted {
                 return Err(NbdError::Closed);
             }
-            if let Some(client) = state.free.pop() {
-                return Ok(client);
+            if let Some(connection) = state.free.pop() {
+                return Ok(connection);
             }
             if state.count < state.most {
                 state.count += 1;
                 drop(state);
                 match self.another() {
-                    Ok(client) => return Ok(client),
+                    Ok(connection) => return Ok(connection),
                     Err(error) => {
                         state = lock(&self.state);
                         state.count -= 1;
                         if state.count == 0 {
+                            // Nobody will give one back: who waits has to try too.
+                            self.returned.notify_one();
                             return Err(error);
                         }
                         // It promised more than it keeps: do with what stands.
@@ -123,7 +148,7 @@ impl Pool {
         }
     }
 
-    fn another(&self) -> Result<Client<Socket>> {
+    fn another(&self) -> Result<Connection> {
         let (client, breaker) = connect(&self.spec, &self.contexts, self.patience)?;
         if !client.export().is_same(&self.export) {
             return Err(NbdError::protocol("another export on a second connection"));
@@ -132,15 +157,18 @@ impl Pool {
         if state.aborted {
             breaker.shut();
         }
-        state.breakers.push(breaker);
-        Ok(client)
+        let number = state.made;
+        state.made += 1;
+        state.breakers.insert(number, breaker);
+        Ok(Connection { client, number })
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
         let mut state = lock(&self.state);
-        state.free.iter_mut().for_each(Client::disconnect);
+        let clients = state.free.iter_mut().map(|one| &mut one.client);
+        clients.for_each(Client::disconnect);
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Finish, QUEUE, Shared, guarded};
+use super::{QUEUE, Shared, guarded};
 use crate::bottleneck::{self, Stage};
 use crate::error::{Code, MoverError, Result};
 use crate::feed::Volume;
@@ -84,13 +84,13 @@ impl Shared {
         let complete =
             |volume: &Volume| lock(&volume.receipt).is_some() || lock(&volume.ledger).is_complete();
         if self.opened.load(Ordering::Acquire)
-            && *lock(&self.finish) == Finish::NotYet
+            && !self.finish.is_allowed()
             && self.volumes.iter().all(complete)
         {
             if self.pass_again()? {
                 return Ok(());
             }
-            *lock(&self.finish) = Finish::Free;
+            self.finish.allow();
         }
         Ok(())
     }
@@ -176,8 +176,7 @@ impl Shared {
 
     fn find_bottleneck(&self) {
         let piles_up = |waiting| bottleneck::piles_up(waiting, QUEUE, &self.pool);
-        let finishing = *lock(&self.finish) != Finish::NotYet;
-        self.bottleneck.vote(if finishing {
+        self.bottleneck.vote(if self.finish.is_allowed() {
             Stage::TargetWrite
         } else if self.throttle.holds() {
             Stage::Throttle

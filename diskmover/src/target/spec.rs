@@ -1,4 +1,4 @@
-//! What may be received, and where and how carefully it is placed.
+//! What is asked of a target: where it goes, and how carefully.
 
 use std::path::PathBuf;
 
@@ -38,11 +38,11 @@ pub struct Care {
     pub seeds: Vec<SeedSpec>,
     /// What is made of it.
     pub container: Container,
-    /// A copy of a source that could not be read everywhere is published, and marked.
-    pub degraded: bool,
     /// What this copy has published may be brought up to date in place, by a
     /// sender that knows what changed since.
     pub update: bool,
+    /// A copy of a source that could not be read everywhere is published, and marked.
+    pub degraded: bool,
 }
 
 /// What a target is made into.

@@ -1,0 +1,223 @@
+//! How chunks get into the part: sent whole, as zeros, or from what is there.
+//!
+//! ```text
+//! place        all of its data was sent
+//! place_zeros  a run of chunks of zeros
+//! take         its hashes were sent, and its content is at hand  -> Whole
+//!                                         ... but for some pieces -> Without
+//! patch        these pieces were sent
+//! ```
+//! The book is asked before a chunk is written, and refuses what came before with
+//! other content; that it is done is noted afterwards.
+
+use crate::base::{self, Mask};
+use crate::digest::{self, BLOCK, Bitmap, CHUNK, Hash, SEGMENT_CHUNKS};
+use crate::error::{Code, MoverError, Result};
+use crate::pool::lock;
+use crate::sys::ALIGN;
+use crate::target::Target;
+
+/// What became of an offer to take a chunk from the base.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// The chunk is placed.
+    Whole,
+    /// These 64 KiB blocks are not in the base.
+    Without(Mask),
+}
+
+impl Target {
+    /// Places a verified chunk: `data` holds the blocks that `bitmap` marks.
+    ///
+    /// `data` is aligned. Placing the same content again does nothing.
+    pub fn place(&self, chunk: u64, bitmap: &Bitmap, data: &[u8], hash: Hash) -> Result<()> {
+        let size = {
+            let mut book = lock(&self.book);
+            if book.ledger.offer(chunk, hash, data.len() as u32).is_err() {
+                return self.conflict(chunk);
+            }
+            if book.ledger.is_done(chunk) {
+                return Ok(());
+            }
+            book.ledger.size()
+        };
+        let len = digest::chunk_len(size, chunk);
+        self.write_blocks(chunk, base::all(len), bitmap, data)?;
+        self.confirm(chunk);
+        Ok(())
+    }
+
+    /// Places a chunk from what is there, if it is. `buffer` has room for it.
+    ///
+    /// Blocks that seeds have are put into the part even when others are missing:
+    /// the patch that brings those is laid over them.
+    pub fn take(
+        &self,
+        chunk: u64,
+        hash: Hash,
+        pieces: &[Hash],
+        buffer: &mut [u8],
+    ) -> Result<Taken> {
+        if lock(&self.book).ledger.is_done(chunk) {
+            return Ok(Taken::Whole);
+        }
+        let buffer = &mut buffer[..digest::chunk_len(self.size(), chunk)];
+        if !self.read_part(chunk, buffer) {
+            return Ok(Taken::Without(base::all(buffer.len())));
+        }
+        let missing = base::differing(buffer, pieces) & base::all(buffer.len());
+        let (seeds, offset) = (&self.seeds, chunk * CHUNK);
+        let filled = seeds.fill(&self.medium, offset, buffer, pieces, missing);
+        match filled.map_err(|e| self.failed("cannot write", &e).at(offset))? {
+            0 => self.adopt(chunk, 0, buffer, |found, _| *found == hash),
+            mask => Ok(Taken::Without(mask)),
+        }
+    }
+
+    /// Lays blocks over what the part holds and places the result, if it is what
+    /// `is_right` expects. `data` holds the blocks that `bitmap` marks in `mask`.
+    pub fn patch(
+        &self,
+        chunk: u64,
+        mask: Mask,
+        bitmap: &Bitmap,
+        data: &[u8],
+        buffer: &mut [u8],
+        is_right: impl Fn(&Hash) -> bool,
+    ) -> Result<Taken> {
+        if lock(&self.book).ledger.is_done(chunk) {
+            return Ok(Taken::Whole);
+        }
+        let buffer = &mut buffer[..digest::chunk_len(self.size(), chunk)];
+        if !self.read_part(chunk, buffer) {
+            return Ok(Taken::Without(base::all(buffer.len())));
+        }
+        base::overlay(buffer, mask, bitmap, data);
+        self.adopt(chunk, mask, buffer, |found, blocks| {
+            blocks == bitmap && is_right(found)
+        })
+    }
+
+    /// Places a chunk of which all blocks outside `mask` are in the part already.
+    fn adopt(
+        &self,
+        chunk: u64,
+        mask: Mask,
+        buffer: &mut [u8],
+        is_right: impl Fn(&Hash, &Bitmap) -> bool,
+    ) -> Result<Taken> {
+        let len = buffer.len();
+        let bitmap = digest::scan(buffer);
+        let data = digest::compact(buffer, &bitmap);
+        let hash = digest::chunk_hash(&bitmap, &buffer[..data]);
+        if !is_right(&hash, &bitmap) {
+            return Ok(Taken::Without(base::all(len)));
+        }
+        let offered = lock(&self.book).ledger.offer(chunk, hash, data as u32);
+        if offered.is_err() {
+            self.conflict(chunk)?;
+        }
+        self.write_blocks(chunk, mask, &bitmap, &buffer[..data])?;
+        self.confirm(chunk);
+        Ok(Taken::Whole)
+    }
+
+    /// Reads what the part holds of a chunk; false when it cannot be read.
+    fn read_part(&self, chunk: u64, buffer: &mut [u8]) -> bool {
+        let read = self.medium.read(chunk * CHUNK, buffer.len(), buffer);
+        read.is_ok()
+    }
+
+    /// Writes the 64 KiB blocks of a chunk that `mask` covers; `data` holds the
+    /// blocks of the whole chunk that `bitmap` marks.
+    fn write_blocks(&self, chunk: u64, mask: Mask, bitmap: &Bitmap, data: &[u8]) -> Result<()> {
+        if let Some(image) = &self.image {
+            image.note(chunk, bitmap);
+        }
+        let len = digest::chunk_len(self.size(), chunk);
+        let mut taken = 0;
+        let mut block = 0;
+        let end = len.div_ceil(BLOCK);
+        // Runs of blocks that are alike in both respects: one call for each.
+        let kind = |b: usize| (base::covers(mask, b), digest::is_set(bitmap, b));
+        while block < end {
+            let (wanted, marked) = kind(block);
+            let first = block;
+            while block < end && kind(block) == (wanted, marked) {
+                block += 1;
+            }
+            let start = first * BLOCK;
+            let bytes = (block * BLOCK).min(len) - start;
+            let offset = chunk * CHUNK + start as u64;
+            match (wanted, marked) {
+                (true, true) => self.write(offset, &data[taken..taken + bytes])?,
+                (true, false) => self.zero(offset, bytes as u64)?,
+                (false, _) => {}
+            }
+            taken += if marked { bytes } else { 0 };
+        }
+        Ok(())
+    }
+
+    /// Notes that a chunk is written.
+    fn confirm(&self, chunk: u64) {
+        let mut book = lock(&self.book);
+        if book.ledger.confirm(chunk) {
+            let segment = (chunk / SEGMENT_CHUNKS) as u32;
+            *book.pending.entry(segment).or_default() |= 1 << (chunk % SEGMENT_CHUNKS);
+        }
+    }
+
+    /// Places zero chunks `first..end`.
+    pub fn place_zeros(&self, first: u64, end: u64) -> Result<()> {
+        // Only what is not durable is punched: a done chunk must stay what it is.
+        let (missing, size) = {
+            let ledger = &lock(&self.book).ledger;
+            (ledger.missing_zeros(first, end), ledger.size())
+        };
+        let Ok(missing) = missing else {
+            return self.conflict(first);
+        };
+        for run in missing {
+            if let Some(image) = &self.image {
+                image.note_zeros(run.clone());
+            }
+            let start = run.start * CHUNK;
+            self.zero(start, (run.end * CHUNK).min(size) - start)?;
+        }
+        let mut book = lock(&self.book);
+        if book.ledger.confirm_zeros(first, end).is_err() {
+            return self.conflict(first);
+        }
+        for segment in first / SEGMENT_CHUNKS..end.div_ceil(SEGMENT_CHUNKS) {
+            let from = first
+                .saturating_sub(segment * SEGMENT_CHUNKS)
+                .min(SEGMENT_CHUNKS);
+            let to = (end - segment * SEGMENT_CHUNKS).min(SEGMENT_CHUNKS);
+            let bits = (u64::MAX >> (64 - to)) & u64::MAX.checked_shl(from as u32).unwrap_or(0);
+            *book.pending.entry(segment as u32).or_default() |= bits;
+        }
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let written = self.medium.write(offset, data);
+        written.map_err(|e| self.failed("cannot write", &e).at(offset))
+    }
+
+    fn zero(&self, offset: u64, len: u64) -> Result<()> {
+        let zeroed = self.medium.zero(offset, len);
+        zeroed.map_err(|e| self.failed("cannot zero", &e).at(offset))
+    }
+
+    /// Refuses a chunk that came twice with different content.
+    fn conflict(&self, chunk: u64) -> Result<()> {
+        // The two may have been written over each other: nothing is worth keeping.
+        self.names.remove(&self.names.journal)?;
+        let text = "a chunk came twice with different content: the source changed";
+        Err(self.about(MoverError::new(Code::SourceChanged, text).at(chunk * CHUNK)))
+    }
+}
+
+// A chunk's blocks and O_DIRECT's alignment have to be the same.
+const _: () = assert!(BLOCK == ALIGN);
