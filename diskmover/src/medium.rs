@@ -5,7 +5,8 @@
 //! that is certain to the last resort:
 //!
 //! ```text
-//! fresh file         nothing: what was never written reads as zero
+//! fresh file         nothing: what was never written reads as zero; where blocks
+//!                    were laid ahead of data (runway.rs), PUNCH_HOLE
 //! sparse file        PUNCH_HOLE
 //! preallocated file  ZERO_RANGE, which keeps the space
 //! block device       PUNCH_HOLE: the kernel zeroes with its own command or refuses
@@ -17,14 +18,25 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, FileType};
 
 use crate::digest;
 use crate::note;
+use crate::pool::lock;
+use crate::runway::Runway;
 use crate::store::Store;
 use crate::sys::ALIGN;
+
+/// Blocks are laid ahead only while the file system keeps so much free: they may
+/// turn out not to be needed.
+const ROOM: u64 = 1 << 30;
+/// What ext4 calls itself.
+const EXT4: i64 = 0xEF53;
+/// Zeros in a laid stretch that are not worth giving back.
+const CRUMB: u64 = 64 << 10;
 
 /// What a file can do about zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +58,9 @@ pub struct Medium {
     zeroing_works: AtomicBool,
     told_cached: AtomicBool,
     told_zeroing: AtomicBool,
+    /// Where blocks are laid ahead; None where that does not help.
+    runway: Option<Mutex<Runway>>,
+    has_laid: AtomicBool,
     /// Where in the file the volume begins.
     start: u64,
 }
@@ -65,7 +80,11 @@ impl Medium {
         } else {
             Zeroing::Punch
         };
+        let is_ext4 = rustix::fs::fstatfs(&file)?.f_type as i64 == EXT4;
+        let lays = is_file && is_ext4 && direct.is_some() && zeroing != Zeroing::Keep;
         Ok(Medium {
+            runway: lays.then(Mutex::default),
+            has_laid: AtomicBool::new(false),
             cached: Store::new(file),
             direct: direct.map(Store::new),
             direct_works: AtomicBool::new(true),
@@ -104,6 +123,7 @@ impl Medium {
         let mut at = 0;
         if let Some(direct) = self.direct_for(data.as_ptr() as usize, offset) {
             let whole = data.len() & !(ALIGN - 1);
+            self.lay_ahead(offset, data.len() as u64);
             match direct.write_at(&data[..whole], offset) {
                 Ok(()) => at = whole,
                 Err(e) if refuses(&e) => self.go_cached(&e),
@@ -119,10 +139,15 @@ impl Medium {
     /// Makes a range read as zero.
     pub fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
         let offset = self.start + offset;
+        if let Some(runway) = &self.runway {
+            lock(runway).note_zeros(len);
+        }
         let flag = match self.zeroing {
             _ if len == 0 => return Ok(()),
-            Zeroing::Fresh => return Ok(()),
-            Zeroing::Punch => FallocateFlags::PUNCH_HOLE,
+            Zeroing::Fresh if len < CRUMB || !self.has_laid.load(Ordering::Acquire) => {
+                return Ok(());
+            }
+            Zeroing::Fresh | Zeroing::Punch => FallocateFlags::PUNCH_HOLE,
             Zeroing::Keep => FallocateFlags::ZERO_RANGE,
         };
         if self.zeroing_works.load(Ordering::Relaxed) {
@@ -174,6 +199,27 @@ impl Medium {
             direct.sync()?;
         }
         Ok(())
+    }
+
+    /// Allocates what is written next, if that pays. It is a help and nothing more:
+    /// the write itself tells what is wrong.
+    fn lay_ahead(&self, offset: u64, len: u64) {
+        let Some(runway) = &self.runway else {
+            return;
+        };
+        let mut runway = lock(runway);
+        let Some(stretch) = runway.before_data(offset, len) else {
+            return;
+        };
+        let file = self.cached.file();
+        let (Ok(stat), Ok(room)) = (rustix::fs::fstat(file), rustix::fs::fstatvfs(file)) else {
+            return;
+        };
+        let end = stretch.end.min(stat.st_size as u64);
+        if stretch.start < end && room.f_bavail * room.f_frsize >= ROOM {
+            self.has_laid.store(true, Ordering::Release);
+            let _ = self.cached.lay(stretch.start, end - stretch.start);
+        }
     }
 
     fn direct_for(&self, memory: usize, offset: u64) -> Option<&Store> {
@@ -299,6 +345,70 @@ mod tests {
         assert_eq!(crate::source::cached_bytes(&path), 0);
     }
 
+    /// A fresh file on the disk with a first part of dense data.
+    fn dense(path: &Path, size: u64, chunks: u64) -> Medium {
+        let open = |flags: i32| {
+            use std::os::unix::fs::OpenOptionsExt;
+            let mut options = File::options();
+            options.create(true).truncate(false).read(true).write(true);
+            options.custom_flags(flags).open(path).unwrap()
+        };
+        let medium = Medium::new(open(0), Some(open(libc::O_DIRECT)), true).unwrap();
+        medium.set_len(size).unwrap();
+        let mut data = crate::sys::AlignedBuf::new(SIZE as usize).unwrap();
+        data.fill(7);
+        for chunk in 0..chunks {
+            medium.write(chunk * SIZE, &data).unwrap();
+        }
+        medium
+    }
+
+    /// A file system of its own, ext4 with more room than laying ahead asks for.
+    fn ext4() -> (tempfile::TempDir, Undo, std::path::PathBuf) {
+        let dir = tempfile::tempdir().unwrap();
+        let (backing, at) = (dir.path().join("fs"), dir.path().join("mnt"));
+        let file = File::create(&backing).unwrap();
+        file.set_len(3 * ROOM).unwrap();
+        std::fs::create_dir(&at).unwrap();
+        run("mkfs.ext4 -q -F", &backing);
+        let mount = format!("mount -o loop {}", backing.display());
+        run(&mount, &at);
+        (dir, Undo("umount", at.clone()), at)
+    }
+
+    #[test]
+    fn blocks_are_laid_ahead_of_dense_data_and_zeros_give_them_back() {
+        let (_dir, _mount, at) = ext4();
+        let medium = dense(&at.join("f"), 100 * SIZE, 66);
+        assert!(allocated(medium.file()) >= 100 * SIZE, "nothing was laid");
+        medium.zero(70 * SIZE, 30 * SIZE).unwrap();
+        medium.sync().unwrap();
+        assert!(allocated(medium.file()) < 71 * SIZE, "it keeps the space");
+        let mut found = vec![1; 34 * SIZE as usize];
+        medium.read(66 * SIZE, found.len(), &mut found).unwrap();
+        assert!(digest::is_zero(&found), "laid blocks are not zero");
+        assert_eq!(medium.file().metadata().unwrap().len(), 100 * SIZE);
+    }
+
+    #[test]
+    fn nothing_is_laid_behind_the_end_of_a_file() {
+        let (_dir, _mount, at) = ext4();
+        let medium = dense(&at.join("f"), 34 * SIZE, 34);
+        medium.sync().unwrap();
+        assert!(allocated(medium.file()) < 35 * SIZE);
+    }
+
+    #[test]
+    fn nothing_is_laid_where_room_is_short() {
+        let (_dir, _mount, at) = ext4();
+        let rest = File::create(at.join("rest")).unwrap();
+        let room = rustix::fs::fstatvfs(&rest).unwrap();
+        let free = room.f_bavail * room.f_frsize - ROOM;
+        rustix::fs::fallocate(&rest, FallocateFlags::empty(), 0, free).unwrap();
+        let medium = dense(&at.join("f"), 100 * SIZE, 66);
+        assert!(allocated(medium.file()) < 67 * SIZE);
+    }
+
     #[test]
     fn a_sparse_file_gives_the_space_back() {
         let dir = tempfile::tempdir().unwrap();
@@ -334,17 +444,19 @@ mod tests {
         }
     }
 
+    /// Runs a command on a path; returns what it says.
+    fn run(command: &str, path: &Path) -> String {
+        let mut words = command.split(' ');
+        let mut command = std::process::Command::new(words.next().unwrap());
+        let output = command.args(words).arg(path).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
     #[test]
     fn a_device_that_cannot_zero_is_written_only_where_it_is_not_zero() {
         // ramfs cannot punch, so the loop device above it cannot either.
         let dir = tempfile::tempdir().unwrap();
-        let run = |command: &str, path: &Path| {
-            let mut words = command.split(' ');
-            let mut command = std::process::Command::new(words.next().unwrap());
-            let output = command.args(words).arg(path).output().unwrap();
-            assert!(output.status.success(), "{output:?}");
-            String::from_utf8(output.stdout).unwrap().trim().to_owned()
-        };
         run("mount -t ramfs none", dir.path());
         let _mount = Undo("umount", dir.path().into());
         let backing = dir.path().join("f");

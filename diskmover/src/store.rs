@@ -73,6 +73,13 @@ impl Store {
         Ok(rustix::fs::fallocate(&self.file, flags, offset, len)?)
     }
 
+    /// Allocates blocks that read as zero until they are written, and changes no
+    /// content.
+    pub fn lay(&self, offset: u64, len: u64) -> io::Result<()> {
+        let flags = FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.file, flags, offset, len)?)
+    }
+
     /// Reads until `buffer` is full.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)

@@ -16,6 +16,7 @@ _MIB = 1 << 20
 _SEGMENT_BLOCKS = 64
 _SEGMENT = _SEGMENT_BLOCKS * _MIB
 _THREADS = 4
+_HUGE_PAGE = 2 * _MIB
 _ZERO = bytes(_MIB)
 
 
@@ -89,20 +90,23 @@ def copy_rate(source: Path, scratch: Path, size_bytes: int = 1 << 30) -> float:
     """Bytes a second of a local copy that does nothing else, made durable.
 
     Both ends of the benchmark share one disk, so this is what it gives at best
-    to a reader and a writer at once.
+    to a reader and a writer at once: the blocks are there before they are written,
+    and the memory is in huge pages, so that a request is few pieces.
     """
     reading = os.open(source, os.O_RDONLY | os.O_DIRECT)
     writing = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o600)
 
     def copy(start: int) -> None:
-        buffer = mmap.mmap(-1, _MIB)
+        memory = mmap.mmap(-1, _HUGE_PAGE)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        buffer = memoryview(memory)[:_MIB]
         for at in range(start, start + _SEGMENT, _MIB):
             os.preadv(reading, [buffer], at)
             os.pwritev(writing, [buffer], at)
 
     try:
-        os.ftruncate(writing, size_bytes)
         began = time.monotonic()
+        os.posix_fallocate(writing, 0, size_bytes)
         with ThreadPoolExecutor(_THREADS) as pool:
             list(pool.map(copy, range(0, size_bytes, _SEGMENT)))
         os.fdatasync(writing)
