@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import time
@@ -97,9 +98,7 @@ def copy_rate(source: Path, scratch: Path, size_bytes: int = 1 << 30) -> float:
     writing = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o600)
 
     def copy(start: int) -> None:
-        memory = mmap.mmap(-1, _HUGE_PAGE)
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        buffer = memoryview(memory)[:_MIB]
+        buffer = _in_huge_page()
         for at in range(start, start + _SEGMENT, _MIB):
             os.preadv(reading, [buffer], at)
             os.pwritev(writing, [buffer], at)
@@ -115,6 +114,16 @@ def copy_rate(source: Path, scratch: Path, size_bytes: int = 1 << 30) -> float:
         os.close(reading)
         os.close(writing)
         scratch.unlink()
+
+
+def _in_huge_page() -> memoryview:
+    """A MiB of memory that is one piece for the disk, where the system has such."""
+    memory = mmap.mmap(-1, 2 * _HUGE_PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % _HUGE_PAGE
+    buffer = memoryview(memory)[start : start + _MIB]
+    buffer[:] = _ZERO
+    return buffer
 
 
 def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
