@@ -68,7 +68,7 @@ pub mod receipt;
 pub mod repeats;
 pub mod revision;
 pub mod runway;
-mod salvage;
+pub mod salvage;
 pub mod seedlist;
 pub mod seeds;
 pub mod session;
