@@ -81,7 +81,8 @@ impl Medium {
             Zeroing::Punch
         };
         let is_ext4 = rustix::fs::fstatfs(&file)?.f_type as i64 == EXT4;
-        let lays = is_file && is_ext4 && direct.is_some() && zeroing != Zeroing::Keep;
+        // What is there already is not sent again: its holes would never give blocks back.
+        let lays = fresh && is_file && is_ext4 && direct.is_some();
         Ok(Medium {
             runway: lays.then(Mutex::default),
             has_laid: AtomicBool::new(false),
@@ -345,15 +346,15 @@ mod tests {
         assert_eq!(crate::source::cached_bytes(&path), 0);
     }
 
-    /// A fresh file on the disk with a first part of dense data.
-    fn dense(path: &Path, size: u64, chunks: u64) -> Medium {
+    /// A file with a first part of dense data, fresh or taken for one that holds more.
+    fn dense(path: &Path, fresh: bool, size: u64, chunks: u64) -> Medium {
         let open = |flags: i32| {
             use std::os::unix::fs::OpenOptionsExt;
             let mut options = File::options();
             options.create(true).truncate(false).read(true).write(true);
             options.custom_flags(flags).open(path).unwrap()
         };
-        let medium = Medium::new(open(0), Some(open(libc::O_DIRECT)), true).unwrap();
+        let medium = Medium::new(open(0), Some(open(libc::O_DIRECT)), fresh).unwrap();
         medium.set_len(size).unwrap();
         let mut data = crate::sys::AlignedBuf::new(SIZE as usize).unwrap();
         data.fill(7);
@@ -379,7 +380,7 @@ mod tests {
     #[test]
     fn blocks_are_laid_ahead_of_dense_data_and_zeros_give_them_back() {
         let (_dir, _mount, at) = ext4();
-        let medium = dense(&at.join("f"), 100 * SIZE, 66);
+        let medium = dense(&at.join("f"), true, 100 * SIZE, 66);
         assert!(allocated(medium.file()) >= 100 * SIZE, "nothing was laid");
         medium.zero(70 * SIZE, 30 * SIZE).unwrap();
         medium.sync().unwrap();
@@ -393,9 +394,16 @@ mod tests {
     #[test]
     fn nothing_is_laid_behind_the_end_of_a_file() {
         let (_dir, _mount, at) = ext4();
-        let medium = dense(&at.join("f"), 34 * SIZE, 34);
+        let medium = dense(&at.join("f"), true, 34 * SIZE, 34);
         medium.sync().unwrap();
         assert!(allocated(medium.file()) < 35 * SIZE);
+    }
+
+    #[test]
+    fn nothing_is_laid_in_a_file_whose_holes_are_not_sent_again() {
+        let (_dir, _mount, at) = ext4();
+        let medium = dense(&at.join("f"), false, 100 * SIZE, 66);
+        assert!(allocated(medium.file()) < 67 * SIZE);
     }
 
     #[test]
@@ -405,7 +413,7 @@ mod tests {
         let room = rustix::fs::fstatvfs(&rest).unwrap();
         let free = room.f_bavail * room.f_frsize - ROOM;
         rustix::fs::fallocate(&rest, FallocateFlags::empty(), 0, free).unwrap();
-        let medium = dense(&at.join("f"), 100 * SIZE, 66);
+        let medium = dense(&at.join("f"), true, 100 * SIZE, 66);
         assert!(allocated(medium.file()) < 67 * SIZE);
     }
 

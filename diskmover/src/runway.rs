@@ -10,7 +10,9 @@
 //!                  ##..##.. holes  -> nothing: sparse stays sparse
 //! ```
 //! Blocks that were laid and not written read as zero. A run of zeros that comes
-//! later gives its blocks back (medium.rs).
+//! later gives its blocks back (medium.rs); that every one comes is certain only in a
+//! file that began blank, so nothing is laid in others. What stays is less than the
+//! part that may be zero.
 
 use std::ops::Range;
 
