@@ -117,8 +117,9 @@ impl Shared {
     }
 
     /// Begins another pass over the volumes whose source has changed, or has data
-    /// where its map had holes; false when there is none. What the receiver has becomes the base, and only what
-    /// differs is sent. All is acknowledged now, so nothing is under way.
+    /// where its map had holes; false when there is none. What the receiver has
+    /// becomes the base, and only what differs is sent. All is acknowledged now, so
+    /// nothing is under way.
     fn pass_again(&self) -> Result<bool> {
         let mut torn = Vec::new();
         for volume in &self.volumes {
