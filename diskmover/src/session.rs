@@ -180,9 +180,9 @@ impl Session {
         !lock(&self.state).links.is_empty()
     }
 
-    /// Whether it belongs to this attempt.
-    pub fn has_nonce(&self, nonce: &[u8; 16]) -> bool {
-        lock(&self.state).nonce.as_ref() == Some(nonce)
+    /// The attempt that it belongs to, once there was one.
+    pub fn nonce(&self) -> Option<[u8; 16]> {
+        lock(&self.state).nonce
     }
 
     /// Orders for the keeper.
@@ -194,11 +194,7 @@ impl Session {
     pub fn admit(self: &Arc<Self>, link: &Arc<Link>, nonce: [u8; 16]) -> Result<()> {
         let mut state = lock(&self.state);
         if *state.nonce.get_or_insert(nonce) != nonce {
-            let text = format!(
-                "the key of session {} was used before; open the session anew",
-                self.id
-            );
-            return Err(MoverError::new(Code::SessionKeyReplayed, text).at_receiver());
+            return Err(replayed(&self.id));
         }
         if state.links.len() >= MAX_LINKS {
             let text = format!("session {} has {MAX_LINKS} connections already", self.id);
@@ -296,8 +292,7 @@ impl Session {
 
     /// Ends it and waits until its threads have let go of everything.
     pub fn close(&self) {
-        let text = format!("session {} was closed or replaced at the receiver", self.id);
-        self.fail(MoverError::new(Code::SessionClosed, text).at_receiver());
+        self.fail(closed(&self.id));
         self.stop.store(true, Ordering::Relaxed);
         let (links, threads) = {
             let mut state = lock(&self.state);
@@ -394,4 +389,16 @@ impl Session {
         let text = format!("{} broke the protocol: it sent {what}", link.peer);
         MoverError::new(Code::Protocol, text).at_receiver()
     }
+}
+
+/// What the sender of a closed session hears.
+pub fn closed(id: &str) -> MoverError {
+    let text = format!("session {id} was closed or replaced at the receiver");
+    MoverError::new(Code::SessionClosed, text).at_receiver()
+}
+
+/// What another attempt with the same key hears.
+pub fn replayed(id: &str) -> MoverError {
+    let text = format!("the key of session {id} was used before; open the session anew");
+    MoverError::new(Code::SessionKeyReplayed, text).at_receiver()
 }

@@ -7,7 +7,8 @@
 //!     nobody else is at it           else TARGET_BUSY
 //!                                    -> a session for name and sender
 //! any other name:
-//!     not of a closed session        else SESSION_KEY_REPLAYED
+//!     not of a closed session        else SESSION_CLOSED, or SESSION_KEY_REPLAYED
+//!                                    for another attempt than had its key
 //!     an open session                else SESSION_UNKNOWN
 //!     for this sender                else PEER_IDENTITY
 //!     the proof of its key           else SESSION_KEY_WRONG
@@ -86,16 +87,9 @@ impl Shared {
             return self.find_open(hello, uris, &offer);
         }
         let registry = lock(&self.registry);
-        let replayed = registry
-            .retired
-            .iter()
-            .any(|old| old.session == hello.session && proves(&old.keys));
-        if replayed {
-            let text = format!(
-                "the key of session {} was used before; open the session anew",
-                hello.session
-            );
-            return Err(MoverError::new(Code::SessionKeyReplayed, text).at_receiver());
+        let mut retired = registry.retired.iter();
+        if let Some(old) = retired.find(|old| old.session == hello.session && proves(&old.keys)) {
+            return Err(old.refusal(&hello.nonce));
         }
         let session = registry
             .sessions
@@ -138,7 +132,7 @@ impl Shared {
         );
         let current = lock(&self.registry).sessions.get(&id).cloned();
         match current {
-            Some(session) if session.has_nonce(&hello.nonce) => return Ok(session),
+            Some(session) if session.nonce() == Some(hello.nonce) => return Ok(session),
             Some(session) if session.in_use() => {
                 let text = format!("{name:?} is being received already");
                 return Err(MoverError::new(Code::TargetBusy, text).at_receiver());

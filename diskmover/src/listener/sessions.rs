@@ -8,22 +8,53 @@ use crate::error::{Code, MoverError, Result};
 use crate::listener::{Shared, invalid};
 use crate::messages::{Keys, Receipt};
 use crate::pool::lock;
-use crate::session::{MAX_VOLUMES, OPEN_TO_ALL, Opening, Session};
+use crate::session::{MAX_VOLUMES, OPEN_TO_ALL, Opening, Session, closed, replayed};
 
 /// Ends that are kept for somebody to ask about.
 const UNASKED: usize = 1000;
-/// Keys that are remembered to name a replay.
+/// Closed sessions that are remembered to tell their senders, and to name a replay.
 const RETIRED: usize = 1024;
 
+/// A session that was closed.
 pub(super) struct Retired {
     pub(super) session: String,
     pub(super) keys: Keys,
+    /// Of the attempt that used the key, if any did.
+    nonce: Option<[u8; 16]>,
+}
+
+impl Retired {
+    /// What a sender hears that proves the key of this session.
+    pub(super) fn refusal(&self, nonce: &[u8; 16]) -> MoverError {
+        let is_the_attempt = self.nonce.is_none_or(|known| known == *nonce);
+        match is_the_attempt {
+            true => closed(&self.session),
+            false => replayed(&self.session),
+        }
+    }
 }
 
 #[derive(Default)]
 pub(super) struct Registry {
     pub(super) sessions: HashMap<String, Arc<Session>>,
     pub(super) retired: VecDeque<Retired>,
+}
+
+impl Registry {
+    /// Takes a session out. Closing it may last: a connection that comes meanwhile
+    /// must not hear that there never was one.
+    fn retire(&mut self, id: &str) -> Option<Arc<Session>> {
+        let session = self.sessions.remove(id)?;
+        self.retired.push_back(Retired {
+            session: id.to_owned(),
+            keys: session.keys.clone(),
+            nonce: session.nonce(),
+        });
+        if self.retired.len() > RETIRED {
+            self.retired.pop_front();
+        }
+        Some(session)
+    }
 }
 
 /// How a copy to a listener without sessions ended.
@@ -74,20 +105,11 @@ impl Shared {
     }
 
     pub(super) fn retire(&self, id: &str) {
-        let Some(session) = lock(&self.registry).sessions.remove(id) else {
+        let Some(session) = lock(&self.registry).retire(id) else {
             return;
         };
         session.close();
         self.note_end(&session);
-        let mut registry = lock(&self.registry);
-        let keys = session.keys.clone();
-        registry.retired.push_back(Retired {
-            session: id.to_owned(),
-            keys,
-        });
-        if registry.retired.len() > RETIRED {
-            registry.retired.pop_front();
-        }
     }
 
     /// Closes the stand-alone tool's sessions that nobody uses.

@@ -5,7 +5,7 @@ use diskmover::push::Job;
 
 use crate::peer::{Heard, Peer};
 use crate::pki::uri;
-use crate::rig::{Rig, SESSION, TAG, run};
+use crate::rig::{Rig, SESSION, TAG, eventually, run};
 
 type Change = fn(&Rig, &mut Job);
 
@@ -94,6 +94,24 @@ fn a_sender_with_wrong_credentials_is_told_why() {
         assert_eq!((error.code, error.side), (*code, *side), "{what}: {error}");
         assert_eq!(rig.arrived(), [""; 0], "{what}: something was written");
     }
+}
+
+#[test]
+fn a_connection_that_comes_while_its_session_is_closed_is_told_so() {
+    let rig = Rig::new();
+    rig.open(&[("disk", 5000)]).unwrap();
+    let _hangs_on = Peer::sending(&rig, "disk", 5000);
+    std::thread::scope(|scope| {
+        // It takes a while: the first connection does not hang up.
+        scope.spawn(|| rig.receiver.close_session(SESSION));
+        eventually("it is being closed", || rig.receiver.status(SESSION).err());
+        let mut late = Peer::dial(&rig, &rig.pki.host("a"));
+        late.hello(|_| {});
+        assert_eq!(late.hear_error().unwrap().code, Code::SessionClosed);
+    });
+    let mut later = Peer::dial(&rig, &rig.pki.host("a"));
+    later.hello(|_| {});
+    assert_eq!(later.hear_error().unwrap().code, Code::SessionClosed);
 }
 
 #[test]
