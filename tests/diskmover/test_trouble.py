@@ -16,6 +16,7 @@ from tests.diskmover.tool import Running, Serve, durable_bytes
 MIB = 1 << 20
 SIZE = 64 * MIB
 LIMIT = "10M"  # slow enough to be caught in the middle on a busy machine
+SNAIL = "2M"  # for what is stopped in the middle anyway
 SOME = 16 * MIB
 
 
@@ -74,14 +75,15 @@ def test_an_interrupted_push_cancels_and_goes_on_later(
     serve: Serve, certs: Certs, disk: Path
 ) -> None:
     job = _push(serve, certs, disk, "interrupted")
-    first = Running(*job, "--limit", LIMIT)
+    first = Running(*job, "--limit", SNAIL)
     tool.eventually(
-        "some of it is durable", lambda: durable_bytes(serve.root, "interrupted") >= 8 * MIB
+        "some of it is durable", lambda: durable_bytes(serve.root, "interrupted") >= 4 * MIB
     )
     first.send(signal.SIGINT)
-    assert first.ended().code == 130
+    ended = first.ended()
+    assert ended.code == 130, ended
     assert not (serve.root / "interrupted").exists()
-    assert tool.push_when_free(*job).receipt["wire_bytes"] < SIZE - 7 * MIB
+    assert tool.push_when_free(*job).receipt["wire_bytes"] < SIZE - 3 * MIB
     assert tool.same(disk, serve.root / "interrupted")
 
 
@@ -89,7 +91,7 @@ def test_a_second_push_of_the_same_file_meanwhile_is_refused(
     serve: Serve, certs: Certs, disk: Path
 ) -> None:
     job = _push(serve, certs, disk, "twice")
-    first = Running(*job, "--limit", LIMIT)
+    first = Running(*job, "--limit", SNAIL)
     tool.eventually("it is under way", lambda: tool.arrived_bytes(serve.root, "twice") > 0)
     second = tool.run("push", *job)
     assert (second.code, second.error["code"]) == (5, "TARGET_BUSY")
