@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-URI_SCHEME = "diskmover"
+from diskmover.model import uri_of
+
 _LIFETIME = datetime.timedelta(days=365)
 _CLOCK_SKEW = datetime.timedelta(minutes=5)
 
@@ -31,11 +32,6 @@ class Authority:
 
     cert: x509.Certificate
     key: ec.EllipticCurvePrivateKey
-
-
-def uri_of(name: str) -> str:
-    """The URI name of the certificate made for `name`."""
-    return name if "://" in name else f"{URI_SCHEME}://{name}"
 
 
 def open_authority(directory: Path) -> Authority:

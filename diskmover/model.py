@@ -13,6 +13,11 @@ IoPriority = Literal["normal", "low", "idle"]
 OnReadError = Literal["fail", "zero"]
 
 
+def uri_of(name: str) -> str:
+    """The URI name of the certificate that `diskmover certs` makes for `name`."""
+    return name if "://" in name else f"diskmover://{name}"
+
+
 @dataclass(frozen=True)
 class TlsFiles:
     """Own credentials, PEM files.

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import click
 
-from diskmover import certs as authority
 from diskmover import show
 from diskmover.errors import ErrorCode, MoverError
-from diskmover.model import NbdExport, OutgoingVolume, Progress, Receipt, TlsFiles
+from diskmover.model import NbdExport, OutgoingVolume, Progress, Receipt, TlsFiles, uri_of
 from diskmover.transfer import Push
 
 _NO_KEY = bytes(32)  # `serve` has no sessions: certificates decide
@@ -81,7 +80,7 @@ def _start(source: Path | NbdExport, name: str, options: dict[str, Any]) -> Push
     peer: str | None = options["peer"]
     return Push(
         to=options["to"],
-        receiver=authority.uri_of(peer) if peer else None,
+        receiver=uri_of(peer) if peer else None,
         tls=TlsFiles(options["cert"], options["key"], options["ca"]),
         session_id=f"open/{name}",
         key=_NO_KEY,

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from diskmover import IncomingVolume, OutgoingVolume, Push, Receipt, Receiver, TlsFiles
-from diskmover.certs import uri_of
-from diskmover.model import NbdExport
+from diskmover.model import NbdExport, uri_of
 
 _PATIENCE_SECONDS = 60.0
 

@@ -11,9 +11,8 @@ import pytest
 from click.testing import CliRunner
 
 from diskmover import IncomingVolume, MoverError, OutgoingVolume, Push, Receiver, TlsFiles, show
-from diskmover.certs import uri_of
 from diskmover.cli import main
-from diskmover.model import Progress, Receipt
+from diskmover.model import Progress, Receipt, uri_of
 from tests.diskmover import stranger, tool
 from tests.diskmover.conftest import Certs
 from tests.diskmover.tool import Ended, Serve

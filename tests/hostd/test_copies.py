@@ -13,7 +13,8 @@ import pytest
 
 from controlplane.common.rpc import TlsPaths
 from diskmover import IncomingVolume, OutgoingVolume, Receiver, TlsFiles
-from diskmover.certs import issue, open_authority, uri_of
+from diskmover.certs import issue, open_authority
+from diskmover.model import uri_of
 from hostd.copies import QUEUED, Copies, CopyOrder
 from hostd.jobs import SUCCEEDED, JobBoard, JobOwner, JobStore
 from hostd.state import StateFile
