@@ -32,10 +32,10 @@ class Row:
     @property
     def link_busy(self) -> float | None:
         """How much of the link's capacity was used; None when it has no limit."""
-        if self.shape.mbit_per_second is None:
+        if self.shape.mbit_per_second is None or self.result.carried_bytes is None:
             return None
         capacity = self.shape.mbit_per_second * 1e6 / 8 * self.result.wall_seconds
-        return self.result.wire_bytes / capacity
+        return self.result.carried_bytes / capacity
 
     def as_json(self) -> dict[str, Any]:
         """As in mover.json."""

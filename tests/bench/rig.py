@@ -29,7 +29,9 @@ class Result:
         durable_seconds: The same, and until the target is surely on the disk.
         cpu_seconds: Of all processes of both sides.
         sender_cpu_seconds, receiver_cpu_seconds: Of each side.
-        wire_bytes: Sent by both interfaces, with all headers.
+        wire_bytes: Sent by both interfaces.
+        carried_bytes: What the link carried to the target of what it can; None when
+            nothing limits it.
         sender_rss_bytes, receiver_rss_bytes: Most memory of each side.
         allocated_bytes: Disk that the target uses.
         cached_bytes: Of source and target in the page cache afterwards.
@@ -42,6 +44,7 @@ class Result:
     sender_cpu_seconds: float
     receiver_cpu_seconds: float
     wire_bytes: int
+    carried_bytes: int | None
     sender_rss_bytes: int
     receiver_rss_bytes: int
     allocated_bytes: int
@@ -77,12 +80,15 @@ class Rig:
             for side in "ab":
                 self._sides[side] = stack.enter_context(meter.Side(side))
             command = stack.enter_context(tool.prepare(self, image, target))
-            sent, began = self.link.sent_bytes(), time.monotonic()
+            sent, carried = self.link.sent_bytes(), self.link.carried_bytes()
+            began = time.monotonic()
             self._run("a", command)
             wall = time.monotonic() - began
             _fsync(target)
             durable = time.monotonic() - began
             wire = self.link.sent_bytes() - sent
+            if carried is not None:
+                carried = (self.link.carried_bytes() or 0) - carried
             sender, receiver = (self._sides[side].cost() for side in "ab")
             cached = meter.cached_bytes(image.path, target)
         return Result(
@@ -92,6 +98,7 @@ class Rig:
             sender_cpu_seconds=sender.cpu_seconds,
             receiver_cpu_seconds=receiver.cpu_seconds,
             wire_bytes=wire,
+            carried_bytes=carried,
             sender_rss_bytes=sender.peak_rss_bytes,
             receiver_rss_bytes=receiver.peak_rss_bytes,
             allocated_bytes=target.stat().st_blocks * 512,
