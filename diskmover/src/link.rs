@@ -4,74 +4,34 @@
 //! the socket blocks: a thread that waits for frames does not hold up another
 //! one that sends.
 
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+mod error;
+mod intake;
+mod outgoing;
+
+use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::set_tcp_congestion;
-use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
-use rustls::{AlertDescription, Connection, Error as TlsError};
+use rustls::Connection;
 
-use crate::error::{Code, MoverError};
-use crate::frame::{FrameError, HEADER, Header};
+use crate::error::MoverError;
+use crate::frame::{HEADER, Header};
 use crate::growth::FAR;
 use crate::messages::{ALPN, EXPORTER_LABEL};
 use crate::pool::lock;
 use crate::sys::{self, SendTimes};
 use crate::tls;
 
-/// Plaintext that is encrypted in one go.
-const SLICE: usize = 256 << 10;
-/// Ciphertext that is read in one go.
-const INTAKE: usize = 256 << 10;
-/// A peer has to take this much in the time after which it counts as gone; else
-/// one that reads a byte now and then could hold a thread for as long as it likes.
-const LEAST_PROGRESS: usize = 64 << 10;
+pub use error::{LinkError, Result};
+use intake::Intake;
+use outgoing::Outgoing;
+
 /// How long a goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Longest time for one frame, however slowly it trickles.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(600);
-
-/// Why a connection is of no use any more.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// The peer closed it.
-    #[error("the peer closed the connection")]
-    Closed,
-    /// Nothing arrived for too long.
-    #[error("the peer gave no sign of life in time")]
-    Timeout,
-    /// The network failed.
-    #[error("{0}")]
-    Io(io::Error),
-    /// TLS failed.
-    #[error("{0}")]
-    Tls(rustls::Error),
-    /// What arrived is not what the peer had sent.
-    #[error("it was spoilt on its way: {0}")]
-    Spoilt(rustls::Error),
-    /// The peer sent what is no frame.
-    #[error("{0}")]
-    Frame(#[from] FrameError),
-}
-
-/// Result of an operation on a connection.
-pub type Result<T> = std::result::Result<T, LinkError>;
-
-#[derive(Default)]
-struct Outgoing {
-    /// Bytes written, and time spent on it, since the peer last took enough.
-    written: usize,
-    spent: Duration,
-}
-
-struct Intake {
-    bytes: Box<[u8]>,
-    start: usize,
-    end: usize,
-}
 
 /// A connection.
 pub struct Link {
@@ -83,28 +43,6 @@ pub struct Link {
     idle: Duration,
     /// Address of the peer, for messages.
     pub peer: String,
-}
-
-impl LinkError {
-    /// As a failure of the copy; the network's are retryable.
-    pub fn to_mover(&self, peer: &str) -> MoverError {
-        match self {
-            LinkError::Tls(error) => tls::classify(error, peer),
-            LinkError::Frame(error) => MoverError::new(
-                Code::Protocol,
-                format!("{peer} broke the protocol: {error}"),
-            ),
-            other => MoverError::new(Code::LinkLost, format!("connection to {peer}: {other}")),
-        }
-    }
-
-    /// Whether another connection may do better.
-    pub fn is_network(&self) -> bool {
-        matches!(
-            self,
-            LinkError::Closed | LinkError::Timeout | LinkError::Io(_) | LinkError::Spoilt(_)
-        )
-    }
 }
 
 impl Link {
@@ -124,11 +62,7 @@ impl Link {
             tls: Mutex::new(tls),
             socket,
             outgoing: Mutex::default(),
-            intake: Mutex::new(Intake {
-                bytes: vec![0; INTAKE].into(),
-                start: 0,
-                end: 0,
-            }),
+            intake: Mutex::default(),
             idle,
             peer,
         };
@@ -256,169 +190,6 @@ impl Link {
         self.close();
         linger(&self.socket, patience);
     }
-
-    fn send_locked(
-        &self,
-        out: &mut Outgoing,
-        header: &Header,
-        payload: &[&[u8]],
-        end: Option<Instant>,
-    ) -> Result<()> {
-        let head = header.encode();
-        let mut first = Some(&head[..]);
-        for part in payload
-            .iter()
-            .copied()
-            .chain(payload.is_empty().then_some(&[][..]))
-        {
-            let mut pieces = part.chunks(SLICE);
-            loop {
-                let piece = pieces.next();
-                if piece.is_none() && first.is_none() {
-                    break;
-                }
-                let mut tls = lock(&self.tls);
-                for bytes in [first.take(), piece].into_iter().flatten() {
-                    tls.writer().write_all(bytes).map_err(LinkError::Io)?;
-                }
-                drop(tls);
-                self.push_out(out, end)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<()> {
-        self.push_out(&mut lock(&self.outgoing), None)
-    }
-
-    /// Writes what is encrypted; the caller holds `outgoing`.
-    ///
-    /// Records go from TLS to the socket without a copy in between. The socket is
-    /// never waited for with TLS locked, and not beyond `end`.
-    fn push_out(&self, out: &mut Outgoing, end: Option<Instant>) -> Result<()> {
-        loop {
-            let mut tls = lock(&self.tls);
-            if !tls.wants_write() {
-                return Ok(());
-            }
-            let written = tls.write_tls(&mut Ready(&self.socket));
-            drop(tls);
-            match written {
-                Ok(count) => out.note(count),
-                Err(e) if e.kind() == ErrorKind::WouldBlock => self.wait_writable(out, end)?,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(io_error(e)),
-            }
-        }
-    }
-
-    /// Waits until the peer takes more, at most until `end`; breaks the connection
-    /// then, and when the peer took too little for too long. A peer that is slow
-    /// and takes something is waited for.
-    fn wait_writable(&self, out: &mut Outgoing, end: Option<Instant>) -> Result<()> {
-        let began = Instant::now();
-        let idle = self.idle.saturating_sub(out.spent);
-        let left = end.map_or(idle, |end| idle.min(end.saturating_duration_since(began)));
-        let timeout = Timespec {
-            tv_sec: left.as_secs() as i64,
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
-        let mut fds = [PollFd::new(&self.socket, PollFlags::OUT)];
-        let ready = !left.is_zero() && !matches!(poll(&mut fds, Some(&timeout)), Ok(0));
-        out.spent += began.elapsed();
-        if ready {
-            return Ok(());
-        }
-        // A frame may have gone out in part: nothing can follow it, and whoever
-        // waits for frames of this peer need not wait any longer.
-        self.abort();
-        Err(LinkError::Timeout)
-    }
-
-    fn recv(&self, out: &mut [u8], deadline: Instant) -> Result<()> {
-        let mut filled = 0;
-        while filled < out.len() {
-            let read = lock(&self.tls).reader().read(&mut out[filled..]);
-            match read {
-                Ok(0) => return Err(LinkError::Closed),
-                Ok(count) => filled += count,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => self.pump(deadline)?,
-                Err(e) => return Err(io_error(e)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes in some ciphertext, waiting for it if there is none.
-    fn pump(&self, deadline: Instant) -> Result<()> {
-        let mut intake = lock(&self.intake);
-        if intake.start == intake.end {
-            let left = deadline
-                .saturating_duration_since(Instant::now())
-                .min(self.idle);
-            if left.is_zero() {
-                return Err(LinkError::Timeout);
-            }
-            self.socket
-                .set_read_timeout(Some(left))
-                .map_err(LinkError::Io)?;
-            let count = loop {
-                match (&self.socket).read(&mut intake.bytes) {
-                    Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                    other => break other.map_err(io_error)?,
-                }
-            };
-            if count == 0 {
-                return Err(LinkError::Closed);
-            }
-            (intake.start, intake.end) = (0, count);
-        }
-        let mut tls = lock(&self.tls);
-        let mut rest = &intake.bytes[intake.start..intake.end];
-        let before = rest.len();
-        tls.read_tls(&mut rest).map_err(LinkError::Io)?;
-        let taken = before - rest.len();
-        intake.start += taken;
-        let is_new = tls.is_handshaking();
-        match tls.process_new_packets() {
-            Err(error) if !is_new && is_spoilt(&error) => Err(LinkError::Spoilt(error)),
-            other => other.map(|_| ()).map_err(LinkError::Tls),
-        }
-    }
-}
-
-impl Outgoing {
-    /// Notes what the peer's kernel took.
-    fn note(&mut self, count: usize) {
-        self.written += count;
-        if self.written >= LEAST_PROGRESS {
-            (self.written, self.spent) = (0, Duration::ZERO);
-        }
-    }
-}
-
-/// A socket that is written to only as far as it takes it at once.
-struct Ready<'a>(&'a TcpStream);
-
-impl Write for Ready<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.write_vectored(&[IoSlice::new(bytes)])
-    }
-
-    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        Ok(sendmsg(
-            self.0,
-            parts,
-            &mut SendAncillaryBuffer::default(),
-            flags,
-        )?)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Drops what a socket still brings, for a bounded time.
@@ -429,77 +200,4 @@ pub fn linger(socket: &TcpStream, patience: Duration) {
     let mut sink = [0; 65536];
     let mut reader = socket;
     while Instant::now() < end && matches!(reader.read(&mut sink), Ok(count) if count > 0) {}
-}
-
-/// Whether a record was changed on its way. Peers that know each other do not send
-/// such ones, and another connection may do better.
-fn is_spoilt(error: &TlsError) -> bool {
-    use AlertDescription::{BadRecordMac, DecodeError, RecordOverflow};
-    match error {
-        TlsError::DecryptError
-        | TlsError::InvalidMessage(_)
-        | TlsError::PeerSentOversizedRecord => true,
-        TlsError::AlertReceived(alert) => {
-            matches!(alert, BadRecordMac | DecodeError | RecordOverflow)
-        }
-        _ => false,
-    }
-}
-
-fn io_error(error: io::Error) -> LinkError {
-    match error.kind() {
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => LinkError::Timeout,
-        ErrorKind::UnexpectedEof => LinkError::Closed,
-        _ => LinkError::Io(error),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::net::TcpListener;
-
-    use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_send_buffer_size};
-
-    use super::*;
-    use crate::frame::Kind;
-    use crate::pki::Pki;
-
-    const IDLE: Duration = Duration::from_secs(3);
-
-    /// Two ends of a connection in which hardly anything is on its way.
-    fn pair() -> (Link, Link) {
-        let pki = Pki::new();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        set_socket_recv_buffer_size(&listener, 16 << 10).unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        set_socket_send_buffer_size(&near, 16 << 10).unwrap();
-        let far = listener.accept().unwrap().0;
-        let server = rustls::ServerConnection::new(pki.host("b").server().unwrap()).unwrap();
-        let client = pki.host("a").client().unwrap();
-        let client = rustls::ClientConnection::new(client, tls::no_name()).unwrap();
-        let end = Instant::now() + Duration::from_secs(60);
-        let far = std::thread::spawn(move || Link::establish(server.into(), far, IDLE, end));
-        let near = Link::establish(client.into(), near, IDLE, end).unwrap();
-        (near, far.join().unwrap().unwrap())
-    }
-
-    #[test]
-    fn a_slow_peer_is_waited_for_as_long_as_it_takes_something() {
-        let (near, far) = pair();
-        let payload = vec![7; SLICE];
-        let mut header = Header::new(Kind::Data, 0);
-        header.payload_len = payload.len() as u32;
-        std::thread::scope(|scope| {
-            // All of it takes longer than a peer may take nothing, no part of it does.
-            scope.spawn(|| {
-                let mut part = vec![0; LEAST_PROGRESS];
-                far.recv_header(None).unwrap();
-                for _ in 0..SLICE / LEAST_PROGRESS {
-                    std::thread::sleep(IDLE * 2 / 5);
-                    far.recv_payload(&mut part).unwrap();
-                }
-            });
-            near.send(&header, &[&payload]).unwrap();
-        });
-    }
 }

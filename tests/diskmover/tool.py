@@ -96,6 +96,7 @@ class Serve:
         tls: Its --cert, --key and --ca.
         listen: Where it listens; the address of an earlier one to take its place.
         within: A command that runs it in a network namespace.
+        options: Further options.
     """
 
     def __init__(
@@ -104,13 +105,15 @@ class Serve:
         tls: list[str],
         listen: str = "127.0.0.1:0",
         within: Sequence[str] = (),
+        options: Sequence[str] = (),
     ) -> None:
         self.root = root
         self._process = subprocess.Popen(
-            [*within, *_TOOL, "serve", "--root", str(root), "--listen", listen, "--json", *tls],
+            [*within, *_TOOL, "serve", "--root", str(root), "--listen", listen, "--json", *tls,
+             *options],
             stdout=subprocess.PIPE,
             bufsize=0,  # else one reading could take two lines
-        )
+        )  # fmt: skip
         self.address: str = self.next_line()["listening"]
 
     def next_line(self) -> dict[str, Any]:

@@ -58,13 +58,10 @@ impl Target {
         pieces: &[Hash],
         buffer: &mut [u8],
     ) -> Result<Taken> {
-        if lock(&self.book).ledger.is_done(chunk) {
-            return Ok(Taken::Whole);
-        }
-        let buffer = &mut buffer[..digest::chunk_len(self.size(), chunk)];
-        if !self.read_part(chunk, buffer) {
-            return Ok(Taken::Without(base::all(buffer.len())));
-        }
+        let buffer = match self.at_hand(chunk, buffer) {
+            Ok(held) => held,
+            Err(taken) => return Ok(taken),
+        };
         let missing = base::differing(buffer, pieces) & base::all(buffer.len());
         let (seeds, offset) = (&self.seeds, chunk * CHUNK);
         let filled = seeds.fill(&self.medium, offset, buffer, pieces, missing);
@@ -85,13 +82,10 @@ impl Target {
         buffer: &mut [u8],
         is_right: impl Fn(&Hash) -> bool,
     ) -> Result<Taken> {
-        if lock(&self.book).ledger.is_done(chunk) {
-            return Ok(Taken::Whole);
-        }
-        let buffer = &mut buffer[..digest::chunk_len(self.size(), chunk)];
-        if !self.read_part(chunk, buffer) {
-            return Ok(Taken::Without(base::all(buffer.len())));
-        }
+        let buffer = match self.at_hand(chunk, buffer) {
+            Ok(held) => held,
+            Err(taken) => return Ok(taken),
+        };
         base::overlay(buffer, mask, bitmap, data);
         self.adopt(chunk, mask, buffer, |found, blocks| {
             blocks == bitmap && is_right(found)
@@ -122,10 +116,21 @@ impl Target {
         Ok(Taken::Whole)
     }
 
-    /// Reads what the part holds of a chunk; false when it cannot be read.
-    fn read_part(&self, chunk: u64, buffer: &mut [u8]) -> bool {
-        let read = self.medium.read(chunk * CHUNK, buffer.len(), buffer);
-        read.is_ok()
+    /// What the part holds of a chunk that is not placed yet; else what becomes of it.
+    fn at_hand<'a>(
+        &self,
+        chunk: u64,
+        buffer: &'a mut [u8],
+    ) -> std::result::Result<&'a mut [u8], Taken> {
+        if lock(&self.book).ledger.is_done(chunk) {
+            return Err(Taken::Whole);
+        }
+        let len = digest::chunk_len(self.size(), chunk);
+        let held = &mut buffer[..len];
+        match self.medium.read(chunk * CHUNK, len, held) {
+            Ok(()) => Ok(held),
+            Err(_) => Err(Taken::Without(base::all(len))),
+        }
     }
 
     /// Writes the 64 KiB blocks of a chunk that `mask` covers; `data` holds the

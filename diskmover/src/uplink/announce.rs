@@ -1,0 +1,84 @@
+//! The volumes are announced, and what the receiver has of them is taken over.
+
+use super::{End, Ended, read_receipt, told, unexpected};
+use crate::degraded;
+use crate::entry::Entry;
+use crate::error::{Code, MoverError, Result};
+use crate::frame::{Header, Kind};
+use crate::link::{Link, LinkError};
+use crate::messages::Open;
+use crate::pool::lock;
+use crate::push::Shared;
+use crate::revision::Revision;
+
+/// Announces the volumes and takes over what the receiver has.
+pub(super) fn open_volumes(shared: &Shared, link: &Link) -> Ended {
+    let broken = |e: LinkError| match e.is_network() {
+        true => End::Broken,
+        false => End::Fatal(e.to_mover(&link.peer)),
+    };
+    for (index, volume) in shared.volumes.iter().enumerate() {
+        let open = Open {
+            identity: volume.identity(),
+            mode: volume.source.mode(),
+            volume: volume.id.clone(),
+        };
+        let changes = volume.source.revision().map(Revision::encode);
+        let frames = changes.into_iter().flatten().map(|p| (Kind::Dirty, p));
+        for (kind, payload) in frames.chain([(Kind::Open, open.encode())]) {
+            let mut header = Header::new(kind, index as u16);
+            header.payload_len = payload.len() as u32;
+            link.send(&header, &[&payload]).map_err(broken)?;
+        }
+        loop {
+            let answer = link.recv_header(None).map_err(broken)?;
+            let payload = link.recv_small(&answer).map_err(broken)?;
+            if shared.stopping() {
+                return Err(End::Broken);
+            }
+            let ours = usize::from(answer.volume) == index;
+            match answer.kind {
+                Kind::Ping | Kind::Receipt => {}
+                Kind::Error => return Err(End::Fatal(told(&payload))),
+                Kind::State if ours => adopt(shared, index, &payload)?,
+                Kind::Opened if ours => {
+                    if !payload.is_empty() {
+                        claim_receipt(shared, index, &payload)?;
+                    } else if answer.offset <= volume.size() {
+                        lock(&volume.ledger).set_data_bytes(answer.offset);
+                        volume.base.set(answer.logical_len);
+                    } else {
+                        let text = "the receiver says that it has more data than there is";
+                        let error = MoverError::new(Code::Protocol, text);
+                        return Err(End::Fatal(error.in_volume(&volume.id)));
+                    }
+                    break;
+                }
+                _ => return Err(End::Fatal(unexpected(&link.peer, &answer))),
+            }
+        }
+    }
+    Ok(())
+}
+
+fn adopt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
+    let mut ledger = lock(&shared.volumes[index].ledger);
+    let mut rest = payload;
+    while !rest.is_empty() {
+        let applied = Entry::decode(&mut rest).and_then(|entry| entry.apply(&mut ledger));
+        if applied.is_none() {
+            let text = "the receiver says that it has what this volume cannot have";
+            return Err(MoverError::new(Code::Protocol, text).in_volume(&shared.volumes[index].id));
+        }
+    }
+    Ok(())
+}
+
+/// Keeps the receipt of a volume that was published before; whether it is for
+/// what the source holds now is checked before the copy ends.
+fn claim_receipt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
+    let receipt = read_receipt(&shared.volumes[index], payload)?;
+    degraded::check_claim(&shared.volumes[index], &receipt)?;
+    *lock(&shared.volumes[index].receipt) = Some(receipt);
+    Ok(())
+}
