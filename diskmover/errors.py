@@ -34,7 +34,8 @@ class ErrorCode(StrEnum):
     PROTOCOL = "PROTOCOL"
     """The peer broke the wire protocol, or is not diskmover at all."""
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
-    """A configured bound (sessions, connections, volume size) is reached."""
+    """A configured bound (sessions, connections, volume size) is reached, or the host
+    gives no memory."""
     CONNECT_FAILED = "CONNECT_FAILED"
     """The receiver cannot be reached."""
     LINK_LOST = "LINK_LOST"

@@ -10,6 +10,7 @@ mod devices;
 mod hostile_nbd;
 mod hostile_receiver;
 mod hostile_sender;
+mod memory;
 mod passes;
 mod peer;
 mod pki;
