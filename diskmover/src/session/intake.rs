@@ -30,6 +30,8 @@ impl Session {
             };
             let size = HEADER as u64 + u64::from(header.payload_len);
             self.wire.fetch_add(size, Ordering::Relaxed);
+            let is_step = header.kind != Kind::Ping;
+            self.steps.fetch_add(is_step.into(), Ordering::Relaxed);
             let on = match header.kind {
                 Kind::Ping => link.send(&Header::new(Kind::Ping, 0), &[]).is_ok(),
                 Kind::Data | Kind::Patch => self.take_data(link, header)?,

@@ -19,3 +19,4 @@ mod relay;
 mod revisions;
 mod rig;
 mod seeds;
+mod stalled;
