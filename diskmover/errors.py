@@ -39,7 +39,8 @@ class ErrorCode(StrEnum):
     CONNECT_FAILED = "CONNECT_FAILED"
     """The receiver cannot be reached."""
     LINK_LOST = "LINK_LOST"
-    """All connections broke and reconnecting did not help; resume later."""
+    """All connections broke and reconnecting did not help, or the other end said for
+    too long only that it lives; resume later."""
 
     CHUNK_CORRUPT = "CHUNK_CORRUPT"
     """A chunk did not match its authenticator, also not when it was asked for again;
