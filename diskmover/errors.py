@@ -34,11 +34,13 @@ class ErrorCode(StrEnum):
     PROTOCOL = "PROTOCOL"
     """The peer broke the wire protocol, or is not diskmover at all."""
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
-    """A configured bound (sessions, connections, volume size) is reached."""
+    """A configured bound (sessions, connections, volume size) is reached, or the host
+    gives no memory."""
     CONNECT_FAILED = "CONNECT_FAILED"
     """The receiver cannot be reached."""
     LINK_LOST = "LINK_LOST"
-    """All connections broke and reconnecting did not help; resume later."""
+    """All connections broke and reconnecting did not help, or the other end said for
+    too long only that it lives; resume later."""
 
     CHUNK_CORRUPT = "CHUNK_CORRUPT"
     """A chunk did not match its authenticator, also not when it was asked for again;

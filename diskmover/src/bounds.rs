@@ -11,19 +11,23 @@ use crate::pool::Pool;
 #[test]
 fn the_pool_bounds_what_is_out() {
     let pool = Pool::new(4 * CHUNK);
-    let mut out: Vec<_> = (0..4).map(|_| pool.take(Duration::ZERO).unwrap()).collect();
-    assert!(pool.take(Duration::ZERO).is_none());
+    let mut out: Vec<_> = (0..4)
+        .map(|_| pool.take(Duration::ZERO).unwrap().unwrap())
+        .collect();
+    assert!(pool.take(Duration::ZERO).unwrap().is_none());
     assert_eq!(out[0].len(), CHUNK as usize);
     out.pop();
-    assert!(pool.take(Duration::ZERO).is_some());
+    assert!(pool.take(Duration::ZERO).unwrap().is_some());
 }
 
 #[test]
 fn a_waiting_taker_gets_what_is_returned() {
     let pool = Pool::new(4 * CHUNK);
-    let out: Vec<_> = (0..4).map(|_| pool.take(Duration::ZERO).unwrap()).collect();
+    let out: Vec<_> = (0..4)
+        .map(|_| pool.take(Duration::ZERO).unwrap().unwrap())
+        .collect();
     std::thread::scope(|scope| {
-        let waiter = scope.spawn(|| pool.take(Duration::from_secs(20)).is_some());
+        let waiter = scope.spawn(|| pool.take(Duration::from_secs(20)).unwrap().is_some());
         drop(out);
         assert!(waiter.join().unwrap());
     });

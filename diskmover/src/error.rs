@@ -134,6 +134,14 @@ impl MoverError {
         self
     }
 
+    /// The system gives no memory.
+    pub fn no_memory(bytes: usize) -> Self {
+        let text = format!(
+            "the system gives no {bytes} bytes of memory to copy with; free memory on this host, or raise the limit of this process, and copy again"
+        );
+        Self::new(Code::LimitExceeded, text)
+    }
+
     /// A failure of the source's storage.
     pub fn source_io(what: &str, error: &io::Error) -> Self {
         Self::new(Code::SourceIo, format!("{what}: {error}"))

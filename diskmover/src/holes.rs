@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use crate::digest::{self, CHUNK};
-use crate::error::{Code, MoverError, Result};
+use crate::error::{MoverError, Result};
 use crate::plan::Plan;
 use crate::source::Source;
 use crate::sys::{ALIGN, AlignedBuf};
@@ -26,7 +26,7 @@ pub fn filled(
     stopping: impl Fn() -> bool,
 ) -> Result<Option<u64>> {
     let size = source.identity().size;
-    let no_memory = || MoverError::new(Code::Internal, "out of memory");
+    let no_memory = || MoverError::no_memory(CHUNK as usize);
     let mut buffer = AlignedBuf::new(CHUNK as usize).ok_or_else(no_memory)?;
     let mut plan = Plan::new(source.extents(true)?, size);
     for chunk in spread(digest::chunk_count(size), seed) {

@@ -24,6 +24,7 @@ use crate::opening::{self, Announced};
 use crate::pool::lock;
 use crate::revision::{self, Revision};
 use crate::session::{Phase, Session, TICK};
+use crate::silence::Silence;
 use crate::target::{Opened, Target};
 use crate::unreadable::Unreadable;
 
@@ -47,6 +48,7 @@ pub fn run(session: &Arc<Session>) {
         verified: vec![None; session.specs.len()],
         revisions: vec![None; session.specs.len()],
         synced: Instant::now(),
+        silence: Silence::new(Instant::now()),
     };
     let keep = || {
         if let Err(error) = keeper.keep() {
@@ -69,6 +71,8 @@ struct Keeper<'a> {
     /// What senders know of the changes of volumes that they open next.
     revisions: Vec<Option<Revision>>,
     synced: Instant,
+    /// Of the sender.
+    silence: Silence,
 }
 
 impl Keeper<'_> {
@@ -87,6 +91,7 @@ impl Keeper<'_> {
                 default(TICK) => {}
             }
             self.session.tick();
+            self.session.check_sender(&mut self.silence)?;
             let dirt = self.session.dirt.bytes();
             if dirt >= dirt::BARRIER || (dirt > 0 && self.synced.elapsed() > BARRIER_TIME) {
                 self.barrier()?;

@@ -72,6 +72,7 @@ pub mod salvage;
 pub mod seedlist;
 pub mod seeds;
 pub mod session;
+pub mod silence;
 pub mod source;
 pub mod stages;
 pub mod store;

@@ -51,6 +51,8 @@ pub struct Limits {
     pub hello: Duration,
     /// Silence after which a connection is dropped.
     pub idle: Duration,
+    /// Signs of life and nothing else, after which a session ends.
+    pub quiet: Duration,
 }
 
 struct Shared {

@@ -35,7 +35,7 @@ pub fn digest_of(
     let ledger = Mutex::new(Ledger::new(size));
     let step = || lock(&plan).next(|_| false).map_err(unmapped);
     let hash_all = || -> Result<()> {
-        let no_memory = || MoverError::new(Code::Internal, "out of memory");
+        let no_memory = || MoverError::no_memory(CHUNK as usize);
         let mut buffer = AlignedBuf::new(CHUNK as usize).ok_or_else(no_memory)?;
         while let Some(work) = step()? {
             if stopping() {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::digest::CHUNK;
+use crate::error::{MoverError, Result};
 use crate::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use crate::sys::AlignedBuf;
 
@@ -53,27 +54,44 @@ impl Pool {
         self.chunks
     }
 
-    /// A buffer, waiting for one at most `timeout`.
-    pub fn take(self: &Arc<Self>, timeout: Duration) -> Option<Buffer> {
-        let empty = |shelf: &mut Shelf| shelf.free.is_empty() && shelf.unmade == 0;
+    /// A buffer, waiting for one at most `timeout`; None when none came back.
+    ///
+    /// Fails when the system gives no memory and there is no buffer to wait for.
+    /// While some are out, a pool that cannot grow is only a smaller one.
+    pub fn take(self: &Arc<Self>, timeout: Duration) -> Result<Option<Buffer>> {
+        let none_yet = |shelf: &mut Shelf| {
+            shelf.stock();
+            shelf.free.is_empty() && shelf.out(self.chunks) > 0
+        };
         let (mut shelf, _) = self
             .returned
-            .wait_timeout_while(lock(&self.shelf), timeout, empty)
+            .wait_timeout_while(lock(&self.shelf), timeout, none_yet)
             .unwrap_or_else(PoisonError::into_inner);
-        let memory = match shelf.free.pop() {
-            Some(memory) => memory,
-            None if shelf.unmade > 0 => {
-                let made = AlignedBuf::several(shelf.unmade.min(TOGETHER), CHUNK as usize)?;
-                shelf.unmade -= made.len();
-                shelf.free.extend(made);
-                shelf.free.pop()?
-            }
-            None => return None,
-        };
-        Some(Buffer {
-            memory: Some(memory),
-            pool: Arc::clone(self),
-        })
+        match shelf.free.pop() {
+            Some(memory) => Ok(Some(Buffer {
+                memory: Some(memory),
+                pool: Arc::clone(self),
+            })),
+            None if shelf.out(self.chunks) > 0 => Ok(None),
+            None => Err(MoverError::no_memory(TOGETHER * CHUNK as usize)),
+        }
+    }
+}
+
+impl Shelf {
+    /// Makes buffers, if there are none and there may be more.
+    fn stock(&mut self) {
+        if self.free.is_empty() && self.unmade > 0 {
+            let made = AlignedBuf::several(self.unmade.min(TOGETHER), CHUNK as usize);
+            let made = made.unwrap_or_default();
+            self.unmade -= made.len();
+            self.free.extend(made);
+        }
+    }
+
+    /// How many buffers of `chunks` are in use.
+    fn out(&self, chunks: usize) -> usize {
+        chunks - self.unmade - self.free.len()
     }
 }
 

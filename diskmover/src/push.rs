@@ -13,6 +13,7 @@
 mod check;
 mod coordinator;
 mod finish;
+mod patience;
 mod shared;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,6 +34,7 @@ use crate::salvage::OnReadError;
 use crate::tls::TlsFiles;
 
 pub use finish::{Finish, Turn};
+pub use patience::STALL;
 pub use shared::{Parcel, QUEUE, Raw, Shared};
 
 /// What to copy, and how.
@@ -69,6 +71,9 @@ pub struct Job {
     pub io_priority: IoPriority,
     /// How long to try when no connection stands.
     pub reconnect: Duration,
+    /// How long a receiver that says that it lives may leave what it was sent
+    /// unanswered (see push/patience.rs).
+    pub stall: Duration,
 }
 
 /// A running copy.
@@ -203,6 +208,7 @@ mod tests {
             buffer_bytes: 0,
             io_priority: IoPriority::Normal,
             reconnect: Duration::from_secs(600),
+            stall: STALL,
         })
         .unwrap();
         guarded(&push.shared, "a reader", || panic!("on purpose"));

@@ -39,7 +39,7 @@ pub fn unchanged(
     let seen: Mutex<Vec<Option<Seen>>> = Mutex::new(vec![None; segments]);
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {
-        let no_memory = || MoverError::new(Code::Internal, "out of memory").at_receiver();
+        let no_memory = || MoverError::no_memory(digest::CHUNK as usize).at_receiver();
         let mut buffer = AlignedBuf::new(digest::CHUNK as usize).ok_or_else(no_memory)?;
         loop {
             let segment = next.fetch_add(1, Ordering::Relaxed);

@@ -9,8 +9,10 @@
 //! and fills buffers; workers (worker.rs), which unpack, verify and write; and the
 //! keeper (keeper.rs), which alone opens, syncs and publishes targets.
 
+mod account;
 mod intake;
 mod mending;
+mod quiet;
 mod worker;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -27,7 +29,7 @@ use crate::keeper::{self, Order};
 use crate::link::Link;
 use crate::messages::{self, Keys, Receipt};
 use crate::pool::{Pool, lock};
-use crate::progress::{Eta, Meter, Progress};
+use crate::progress::Meter;
 use crate::target::{Target, TargetSpec};
 use mending::Mending;
 use worker::Job;
@@ -111,6 +113,10 @@ pub struct Session {
     resumed: AtomicU64,
     finished: AtomicU64,
     wire: AtomicU64,
+    /// Frames that were more than a sign of life.
+    steps: AtomicU64,
+    /// How long there may be none, while a sender is connected.
+    quiet: Duration,
     meter: Meter,
     mending: Mending,
     pool: Arc<Pool>,
@@ -120,7 +126,7 @@ pub struct Session {
 
 impl Session {
     /// A session that waits for its sender.
-    pub fn new(opening: Opening, buffer_bytes: u64) -> Arc<Session> {
+    pub fn new(opening: Opening, buffer_bytes: u64, quiet: Duration) -> Arc<Session> {
         let count = opening.volumes.len();
         Arc::new(Session {
             keys: Keys::derive(&opening.key),
@@ -147,6 +153,8 @@ impl Session {
             resumed: AtomicU64::new(0),
             finished: AtomicU64::new(0),
             wire: AtomicU64::new(0),
+            steps: AtomicU64::new(0),
+            quiet,
             meter: Meter::default(),
             mending: Mending::default(),
             pool: Pool::new(buffer_bytes),
@@ -314,58 +322,6 @@ impl Session {
         for link in &state.links {
             link.abort();
         }
-    }
-
-    /// How far it is.
-    pub fn progress(&self) -> Progress {
-        let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
-        let open: u64 = targets
-            .iter()
-            .flatten()
-            .map(|target| target.done_bytes())
-            .sum();
-        let done = open + self.finished.load(Ordering::Relaxed);
-        let sizes: u64 = lock(&self.sizes).iter().flatten().sum();
-        let total = self
-            .specs
-            .iter()
-            .filter_map(|spec| spec.size)
-            .sum::<u64>()
-            .max(sizes);
-        let receiving = self.phase() == Phase::Receiving;
-        let rate = if receiving { self.meter.rate() } else { 0 };
-        Progress {
-            done,
-            total,
-            resumed: self.resumed.load(Ordering::Relaxed),
-            wire: self.wire.load(Ordering::Relaxed),
-            rate,
-            eta: match receiving {
-                true => self.meter.eta(total.saturating_sub(done)),
-                false => Eta::default(),
-            },
-            limited_by: "",
-            connections: lock(&self.state).links.len() as u64,
-            unreadable: 0,
-        }
-    }
-
-    /// Takes a sample for the rate.
-    pub fn tick(&self) {
-        self.meter.note(self.progress().done);
-    }
-
-    /// Notes the size of a volume that was opened.
-    pub fn note_open(&self, volume: usize, size: u64, resumed: u64) {
-        lock(&self.sizes)[volume] = Some(size);
-        self.resumed.fetch_add(resumed, Ordering::Relaxed);
-    }
-
-    /// Notes that a volume is published and its target is gone.
-    pub fn note_published(&self, volume: usize, receipt: Receipt) {
-        self.finished.fetch_add(receipt.size, Ordering::Relaxed);
-        lock(&self.sizes)[volume] = Some(receipt.size);
-        lock(&self.receipts)[volume] = Some(receipt);
     }
 
     /// Breaks all connections but one; true when nothing of theirs is left to do.

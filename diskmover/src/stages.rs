@@ -7,7 +7,7 @@ use crossbeam_channel::{SendTimeoutError, Sender};
 use crate::base;
 use crate::codec::Encoder;
 use crate::digest::{self, ZERO_HASH};
-use crate::error::{Code, MoverError, Result};
+use crate::error::{MoverError, Result};
 #[cfg(test)]
 use crate::faults::{self, Op};
 use crate::feed;
@@ -50,7 +50,7 @@ fn read_all(shared: &Shared) -> Result<()> {
             }
             Work::Chunk(chunk, ranges) => {
                 let mut buffer = loop {
-                    match shared.pool.take(TICK) {
+                    match shared.pool.take(TICK)? {
                         Some(buffer) => break buffer,
                         None if shared.stopping() => return Ok(()),
                         None => {}
@@ -79,7 +79,7 @@ fn read_all(shared: &Shared) -> Result<()> {
 }
 
 fn pack_all(shared: &Shared) -> Result<()> {
-    let no_memory = || MoverError::new(Code::Internal, "out of memory");
+    let no_memory = || MoverError::no_memory(digest::CHUNK as usize);
     let mut encoder = Encoder::new().ok_or_else(no_memory)?;
     let mut scratch = AlignedBuf::new(digest::CHUNK as usize).ok_or_else(no_memory)?;
     while !shared.stopping() {

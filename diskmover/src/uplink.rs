@@ -7,11 +7,11 @@
 mod announce;
 mod dial;
 mod hearing;
+mod in_flight;
 mod sending;
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::error::{Code, MoverError};
@@ -22,7 +22,10 @@ use crate::messages::{self, Receipt};
 use crate::pool::lock;
 use crate::push::Shared;
 use crate::session::TICK;
+use in_flight::InFlight;
 
+/// How often the receiver hears that we live.
+const PING: Duration = Duration::from_secs(5);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
 /// Why a connection ended.
@@ -41,9 +44,6 @@ impl From<MoverError> for End {
         End::Fatal(error)
     }
 }
-
-/// What is sent and not acknowledged: offset and volume to its header.
-type InFlight = Mutex<HashMap<(u16, u64), Header>>;
 
 /// Keeps a connection up until the copy ends.
 pub fn run(shared: &Shared, index: usize) {
@@ -91,7 +91,7 @@ fn open_and_run(shared: &Shared, link: &Link) -> Ended {
         }
     }
     lock(&shared.last_link).1 = true;
-    let in_flight: InFlight = Mutex::default();
+    let in_flight = InFlight::new(&shared.owed);
     let mut turn = None;
     let dead = AtomicBool::new(false);
     let ends = std::thread::scope(|scope| {
@@ -118,8 +118,8 @@ fn open_and_run(shared: &Shared, link: &Link) -> Ended {
         [sent, heard.join().unwrap_or(Err(End::Broken))]
     });
     drop(turn);
-    for sent in lock(&in_flight).values() {
-        shared.feed.put_back(&shared.volumes, sent);
+    for sent in in_flight.give_back() {
+        shared.feed.put_back(&shared.volumes, &sent);
     }
     let mut result = Ok(());
     for end in ends {

@@ -79,9 +79,8 @@ impl Shared {
             );
             return Err(MoverError::new(Code::LimitExceeded, text).at_receiver());
         }
-        registry
-            .sessions
-            .insert(id, Session::new(opening, self.limits.buffer_bytes));
+        let session = Session::new(opening, self.limits.buffer_bytes, self.limits.quiet);
+        registry.sessions.insert(id, session);
         Ok(())
     }
 

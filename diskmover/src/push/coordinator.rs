@@ -71,6 +71,7 @@ impl Shared {
         self.effort.note(links.iter().map(|link| link.send_times()));
         self.find_bottleneck();
         self.check_links()?;
+        self.check_progress()?;
         let receipts: Vec<Receipt> = self
             .volumes
             .iter()

@@ -23,6 +23,7 @@ use crate::pool::{Buffer, Pool, lock};
 use crate::progress::{Eta, Meter, Progress};
 use crate::repeats::Repeats;
 use crate::session::TICK;
+use crate::silence::Silence;
 use crate::throttle::Throttle;
 
 /// Chunks in each queue between stages.
@@ -89,6 +90,10 @@ pub struct Shared {
     pub(super) uplinks: AtomicUsize,
     /// Answers of the receiver that brought the copy on.
     pub answers: AtomicU64,
+    /// Frames that were sent over connections that stand, and have no answer.
+    pub owed: AtomicUsize,
+    /// How long the receiver has given none of those that were due.
+    pub(super) silence: Mutex<Silence>,
     /// When a connection that was of use last stood, and whether any ever did.
     pub last_link: Mutex<(Instant, bool)>,
     /// Bytes of frames sent.
@@ -138,6 +143,8 @@ impl Shared {
             links: Mutex::default(),
             uplinks: AtomicUsize::new(0),
             answers: AtomicU64::new(0),
+            owed: AtomicUsize::new(0),
+            silence: Mutex::new(Silence::new(Instant::now())),
             last_link: Mutex::new((Instant::now(), false)),
             wire: AtomicU64::new(0),
             target_slow: AtomicBool::new(false),

@@ -64,6 +64,7 @@ impl Push {
                 buffer_bytes,
                 io_priority: values::io_priority(io_priority)?,
                 reconnect: values::seconds(reconnect_timeout_seconds)?,
+                stall: push::STALL,
             })
         })?;
         Ok(Push { inner })

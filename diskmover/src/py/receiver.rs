@@ -14,6 +14,8 @@ use crate::session::{Opening, Phase};
 
 /// Nobody who is let in needs longer for handshake and HELLO.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// A sender that has no frame for so long does not get anywhere.
+const QUIET: Duration = Duration::from_secs(3600);
 
 #[pyclass(frozen)]
 pub(super) struct Receiver {
@@ -42,6 +44,7 @@ impl Receiver {
                 io_priority: values::io_priority(io_priority)?,
                 hello: HELLO_TIMEOUT,
                 idle: values::seconds(idle_timeout_seconds)?,
+                quiet: QUIET,
             };
             listener::Receiver::bind(listen, values::tls(tls), limits)
         })?;

@@ -30,6 +30,8 @@ impl Session {
             };
             let size = HEADER as u64 + u64::from(header.payload_len);
             self.wire.fetch_add(size, Ordering::Relaxed);
+            let is_step = header.kind != Kind::Ping;
+            self.steps.fetch_add(is_step.into(), Ordering::Relaxed);
             let on = match header.kind {
                 Kind::Ping => link.send(&Header::new(Kind::Ping, 0), &[]).is_ok(),
                 Kind::Data | Kind::Patch => self.take_data(link, header)?,
@@ -97,7 +99,7 @@ impl Session {
                 .broken(link, "a chunk whose bitmap does not fit")
                 .at(header.offset));
         }
-        let Some(mut buffer) = self.buffer(link) else {
+        let Some(mut buffer) = self.buffer(link)? else {
             return Ok(false);
         };
         if link.recv_payload(&mut buffer[..body]).is_err() {
@@ -130,16 +132,18 @@ impl Session {
         Ok(self.push(link, header, Cargo::Hashes(hashes.to_vec())))
     }
 
-    /// Waits for a buffer; the sender is told meanwhile that we live.
-    fn buffer(&self, link: &Link) -> Option<Buffer> {
+    /// Waits for a buffer; the sender is told meanwhile that we live. None when the
+    /// session ends.
+    fn buffer(&self, link: &Link) -> Result<Option<Buffer>> {
         let mut sign = Instant::now();
         while !self.stopping() && !self.drained.load(Ordering::Acquire) {
-            if let Some(buffer) = self.pool.take(TICK) {
-                return Some(buffer);
+            let taken = self.pool.take(TICK).map_err(MoverError::at_receiver)?;
+            if taken.is_some() {
+                return Ok(taken);
             }
             self.sign_of_life(link, &mut sign);
         }
-        None
+        Ok(None)
     }
 
     /// Hands a job to the workers; false when there are none any more. Then it

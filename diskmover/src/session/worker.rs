@@ -61,7 +61,7 @@ impl Session {
     }
 
     fn work_on(&self) -> Result<()> {
-        let no_memory = || MoverError::new(Code::Internal, "out of memory").at_receiver();
+        let no_memory = || MoverError::no_memory(digest::CHUNK as usize).at_receiver();
         let chunk = || AlignedBuf::new(digest::CHUNK as usize).ok_or_else(no_memory);
         let mut memory = Memory {
             unpacked: chunk()?,

@@ -1,6 +1,9 @@
 //! The volumes are announced, and what the receiver has of them is taken over.
 
-use super::{End, Ended, read_receipt, told, unexpected};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use super::{End, Ended, PING, read_receipt, told, unexpected};
 use crate::degraded;
 use crate::entry::Entry;
 use crate::error::{Code, MoverError, Result};
@@ -17,6 +20,7 @@ pub(super) fn open_volumes(shared: &Shared, link: &Link) -> Ended {
         true => End::Broken,
         false => End::Fatal(e.to_mover(&link.peer)),
     };
+    let mut said = Instant::now();
     for (index, volume) in shared.volumes.iter().enumerate() {
         let open = Open {
             identity: volume.identity(),
@@ -38,10 +42,17 @@ pub(super) fn open_volumes(shared: &Shared, link: &Link) -> Ended {
             }
             let ours = usize::from(answer.volume) == index;
             match answer.kind {
+                // The receiver has much to read, and drops who says nothing for long.
+                Kind::Ping if said.elapsed() > PING => {
+                    said = Instant::now();
+                    link.send(&Header::new(Kind::Ping, 0), &[])
+                        .map_err(broken)?;
+                }
                 Kind::Ping | Kind::Receipt => {}
                 Kind::Error => return Err(End::Fatal(told(&payload))),
                 Kind::State if ours => adopt(shared, index, &payload)?,
                 Kind::Opened if ours => {
+                    shared.answers.fetch_add(1, Ordering::Relaxed);
                     if !payload.is_empty() {
                         claim_receipt(shared, index, &payload)?;
                     } else if answer.offset <= volume.size() {

@@ -111,35 +111,102 @@ fn dial(shared: &Shared) -> Ended<TcpStream> {
             return Err(End::Broken);
         }
     };
-    let end = Instant::now() + CONNECT_TIMEOUT;
-    for address in found {
-        let family = if address.is_ipv4() {
-            AddressFamily::INET
-        } else {
-            AddressFamily::INET6
+    let each = shared.job.reconnect / found.len().max(1) as u32;
+    let stopping = || shared.stopping();
+    let note = |why| shared.note_trouble(why);
+    reach_any(&found, each.min(CONNECT_TIMEOUT), &stopping, &note).ok_or(End::Broken)
+}
+
+/// Connects to the first address that answers. Each has the same time of its own:
+/// one that swallows everything must not use up that of the next.
+fn reach_any(
+    addresses: &[SocketAddr],
+    patience: Duration,
+    stopping: &dyn Fn() -> bool,
+    note: &dyn Fn(String),
+) -> Option<TcpStream> {
+    addresses
+        .iter()
+        .find_map(|address| reach(address, patience, stopping).map_err(note).ok())
+}
+
+fn reach(
+    address: &SocketAddr,
+    patience: Duration,
+    stopping: &dyn Fn() -> bool,
+) -> Result<TcpStream, String> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let fd = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
+        .map_err(|e| e.to_string())?;
+    let _ = rustix::net::connect(&fd, address);
+    let end = Instant::now() + patience;
+    while Instant::now() < end && !stopping() {
+        let tick = Timespec {
+            tv_sec: 0,
+            tv_nsec: TICK.as_nanos() as i64,
         };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let Ok(fd) = rustix::net::socket_with(family, SocketType::STREAM, flags, None) else {
-            continue;
-        };
-        let _ = rustix::net::connect(&fd, &address);
-        while Instant::now() < end && !shared.stopping() {
-            let tick = Timespec {
-                tv_sec: 0,
-                tv_nsec: TICK.as_nanos() as i64,
-            };
-            let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
-            if matches!(poll(&mut fds, Some(&tick)), Ok(count) if count > 0) {
-                break;
-            }
-        }
-        let socket = TcpStream::from(fd);
-        match socket.take_error() {
-            Ok(Some(error)) => shared.note_trouble(error.to_string()),
-            _ if socket.peer_addr().is_err() => shared.note_trouble("it does not answer".into()),
-            _ if socket.set_nonblocking(false).is_ok() => return Ok(socket),
-            _ => {}
+        let mut fds = [PollFd::new(&fd, PollFlags::OUT)];
+        if matches!(poll(&mut fds, Some(&tick)), Ok(count) if count > 0) {
+            break;
         }
     }
-    Err(End::Broken)
+    let socket = TcpStream::from(fd);
+    match socket.take_error() {
+        Ok(Some(error)) => return Err(error.to_string()),
+        _ if socket.peer_addr().is_err() => return Err("it does not answer".to_owned()),
+        _ => {}
+    }
+    socket.set_nonblocking(false).map_err(|e| e.to_string())?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// The kernel asks again after one second and after three.
+    const PATIENCE: Duration = Duration::from_secs(4);
+
+    /// A listener whose kernel drops whoever comes next, and those who came before.
+    fn black_hole() -> (TcpListener, Vec<TcpStream>) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        rustix::net::listen(&listener, 0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let soon = Duration::from_millis(300);
+        let inside = std::iter::from_fn(|| reach(&address, soon, &|| false).ok());
+        let inside = inside.collect();
+        (listener, inside)
+    }
+
+    #[test]
+    fn an_address_that_swallows_everything_leaves_the_next_its_time() {
+        let (hole, _inside) = black_hole();
+        let (busy, _waiting) = black_hole();
+        let addresses = [&hole, &busy].map(|listener| listener.local_addr().unwrap());
+        let told = Mutex::new(Vec::new());
+        let socket = std::thread::scope(|scope| {
+            let note = |why| {
+                let mut told = lock(&told);
+                told.push(why);
+                if told.len() > 1 {
+                    return;
+                }
+                // The second has room when it has been asked, and not at once.
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(300));
+                    busy.accept().unwrap();
+                });
+            };
+            reach_any(&addresses, PATIENCE, &|| false, &note)
+        });
+        assert_eq!(*lock(&told), ["it does not answer"]);
+        assert_eq!(socket.unwrap().peer_addr().unwrap(), addresses[1]);
+    }
 }

@@ -2,7 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{End, Ended, InFlight, read_receipt, told, unexpected};
+use super::in_flight::InFlight;
+use super::{End, Ended, read_receipt, told, unexpected};
 use crate::degraded;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{ACK_TARGET_SLOW, Kind};
@@ -12,7 +13,7 @@ use crate::push::Shared;
 use crate::wants;
 
 /// Hears acknowledgements, receipts and errors.
-pub(super) fn hear(shared: &Shared, link: &Link, in_flight: &InFlight) -> Ended {
+pub(super) fn hear(shared: &Shared, link: &Link, in_flight: &InFlight<'_>) -> Ended {
     loop {
         let header = match link.recv_header(None) {
             Ok(header) => header,
@@ -29,7 +30,7 @@ pub(super) fn hear(shared: &Shared, link: &Link, in_flight: &InFlight) -> Ended 
         match header.kind {
             Kind::Ping => {}
             Kind::Ack => {
-                let known = lock(in_flight).remove(&(header.volume, header.offset));
+                let known = in_flight.answer(&header);
                 let Some(sent) = known.filter(|sent| sent.logical_len == header.logical_len) else {
                     return Err(End::Fatal(unexpected(&link.peer, &header)));
                 };
@@ -45,7 +46,7 @@ pub(super) fn hear(shared: &Shared, link: &Link, in_flight: &InFlight) -> Ended 
                 }
             }
             Kind::Want => {
-                let known = lock(in_flight).remove(&(header.volume, header.offset));
+                let known = in_flight.answer(&header);
                 let taken = known.and_then(|sent| wants::take(shared, &sent, &payload));
                 taken.unwrap_or_else(|| Err(unexpected(&link.peer, &header)))?;
             }

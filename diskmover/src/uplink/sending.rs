@@ -1,9 +1,10 @@
 //! What one connection sends: parcels, signs of life, and the last word if it is its turn.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::{End, Ended, InFlight};
+use super::in_flight::InFlight;
+use super::{End, Ended, PING};
 use crate::error::{Code, MoverError};
 use crate::frame::{HEADER, Header, Kind};
 use crate::link::Link;
@@ -12,26 +13,53 @@ use crate::push::{Parcel, Shared, Turn};
 use crate::session::TICK;
 use crate::stages::count;
 
-const PING: Duration = Duration::from_secs(5);
+/// What a connection does now and then, whatever else it does.
+struct Pulse {
+    said: Instant,
+    looked: Instant,
+}
+
+impl Pulse {
+    fn new() -> Pulse {
+        let now = Instant::now();
+        Pulse {
+            said: now,
+            looked: now,
+        }
+    }
+
+    /// Says that we live, when it is time to. Fails when the receiver has not
+    /// answered what it has for too long: another connection may do better.
+    fn beat(&mut self, shared: &Shared, link: &Link, in_flight: &InFlight<'_>) -> Ended {
+        if self.said.elapsed() > PING {
+            self.said = Instant::now();
+            link.send(&Header::new(Kind::Ping, 0), &[])
+                .map_err(|_| End::Broken)?;
+        }
+        if self.looked.elapsed() > TICK {
+            self.looked = Instant::now();
+            if in_flight.is_stalled(shared.job.stall) {
+                return Err(End::Broken);
+            }
+        }
+        Ok(())
+    }
+}
 
 /// Sends until the connection or the copy ends.
 pub(super) fn send<'a>(
     shared: &'a Shared,
     link: &Link,
-    in_flight: &InFlight,
+    in_flight: &InFlight<'_>,
     dead: &AtomicBool,
     turn: &mut Option<Turn<'a>>,
 ) -> Ended {
-    let mut sign = Instant::now();
+    let mut pulse = Pulse::new();
     while !shared.stopping() {
         if dead.load(Ordering::Relaxed) {
             return Err(End::Broken);
         }
-        if sign.elapsed() > PING {
-            sign = Instant::now();
-            link.send(&Header::new(Kind::Ping, 0), &[])
-                .map_err(|_| End::Broken)?;
-        }
+        pulse.beat(shared, link, in_flight)?;
         if turn.is_none() {
             *turn = shared.finish.take();
             if turn.is_some() {
@@ -47,17 +75,13 @@ pub(super) fn send<'a>(
             }
         };
         // From here on it is this connection's: it goes back if it breaks.
-        lock(in_flight).insert((header.volume, header.offset), header.clone());
+        in_flight.take(&header);
         let bytes = HEADER + header.payload_len as usize;
         while !shared.throttle.admit(bytes as u64, TICK) {
             if shared.stopping() || dead.load(Ordering::Relaxed) {
                 return Err(End::Broken);
             }
-            if sign.elapsed() > PING {
-                sign = Instant::now();
-                link.send(&Header::new(Kind::Ping, 0), &[])
-                    .map_err(|_| End::Broken)?;
-            }
+            pulse.beat(shared, link, in_flight)?;
         }
         let sent = match &parcel {
             Parcel::Data(_, front, buffer, body) => link.send(&header, &[front, &buffer[..*body]]),
@@ -65,6 +89,7 @@ pub(super) fn send<'a>(
             Parcel::Zeros(_) => link.send(&header, &[]),
         };
         sent.map_err(|_| End::Broken)?;
+        in_flight.note_sent(&header);
         count(shared, usize::from(header.volume), bytes);
     }
     Ok(())

@@ -12,7 +12,7 @@ use diskmover::error::{MoverError, Result};
 use diskmover::listener::{Limits, Receiver};
 use diskmover::messages::Receipt;
 use diskmover::priority::IoPriority;
-use diskmover::push::{Job, Push};
+use diskmover::push::{Job, Push, STALL};
 use diskmover::salvage::OnReadError;
 use diskmover::session::{Opening, Phase};
 use diskmover::target::{Care, TargetSpec};
@@ -48,6 +48,7 @@ pub fn limits() -> Limits {
         io_priority: IoPriority::Normal,
         hello: Duration::from_secs(10),
         idle: Duration::from_secs(20),
+        quiet: Duration::from_secs(3600),
     }
 }
 
@@ -178,6 +179,7 @@ pub fn job_to(address: &str, pki: &Pki) -> Job {
         buffer_bytes: 8 * CHUNK,
         io_priority: IoPriority::Normal,
         reconnect: Duration::from_secs(5),
+        stall: STALL,
     }
 }
 
