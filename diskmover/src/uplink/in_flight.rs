@@ -37,9 +37,9 @@ impl<'a> InFlight<'a> {
     /// Takes a frame over: it goes back if the connection breaks.
     pub(super) fn take(&self, header: &Header) {
         let place = (header.volume, header.offset);
-        lock(&self.state)
-            .frames
-            .insert(place, (header.clone(), None));
+        let frame = (header.clone(), None);
+        let before = lock(&self.state).frames.insert(place, frame);
+        self.settle(before.and_then(|(_, sent)| sent).is_some().into());
     }
 
     /// Notes that all of it is sent. Its answer may have been faster.
