@@ -61,9 +61,7 @@ impl Image {
             let closed = ledger.closed(segment).map(|(hash, _)| hash);
             let done = ledger.done_bits(segment);
             for index in (0..digest::SEGMENT_CHUNKS).filter(|i| done & (1 << i) != 0) {
-                let open = ledger
-                    .open_segment(segment)
-                    .map(|open| open.hashes[index as usize]);
+                let open = ledger.chunk(segment, index as usize).map(|(hash, _)| hash);
                 if closed.or(open) != Some(digest::ZERO_HASH) {
                     let chunk = segment as u64 * digest::SEGMENT_CHUNKS + index;
                     let len = digest::chunk_len(self.layout.size, chunk);
