@@ -6,6 +6,7 @@
 
 mod ledger;
 mod peers;
+mod seeds;
 
 #[allow(dead_code)]
 #[path = "../wire/peer.rs"]
