@@ -38,3 +38,32 @@ fn a_seed_of_a_tib_is_hashed_listed_and_looked_up_in_little_memory() {
         assert!(!open().is_empty());
     });
 }
+
+#[test]
+fn a_seed_of_more_blocks_than_are_looked_up_costs_what_those_cost() {
+    const BLOCKS: u64 = 4 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let file = File::create(dir.path().join("seed")).unwrap();
+    file.set_len(BLOCKS << 16).unwrap();
+    drop(file);
+    let spec = SeedSpec {
+        root: dir.path().into(),
+        name: "seed".into(),
+    };
+    let list = List::open(&spec).unwrap();
+    let mut draft = list.draft().unwrap();
+    // As if each block had content of its own: 256 GiB of it.
+    for first in (0..BLOCKS).step_by(1 << 12) {
+        let mut hashes = [[0; 32]; 1 << 12];
+        blake3::Hasher::new()
+            .update(&first.to_le_bytes())
+            .finalize_xof()
+            .fill(hashes.as_flattened_mut());
+        draft.put(first, &hashes);
+    }
+    draft.keep(&|| true);
+    within(200, || {
+        let seeds = Seeds::open(std::slice::from_ref(&spec), &|| true).unwrap();
+        assert!(!seeds.is_empty(), "the list is not believed");
+    });
+}
