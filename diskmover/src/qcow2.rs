@@ -83,7 +83,10 @@ impl Image {
 
     /// Notes that chunks are zero.
     pub fn note_zeros(&self, chunks: std::ops::Range<u64>) {
-        lock(&self.mapped)[chunks.start as usize..chunks.end as usize].fill(0);
+        let mapped = &mut lock(&self.mapped)[chunks.start as usize..chunks.end as usize];
+        // Memory that was never written to is not there yet, and need not be.
+        let filled = mapped.iter_mut().filter(|mask| **mask != 0);
+        filled.for_each(|mask| *mask = 0);
     }
 
     /// Writes everything but the volume. The file becomes an image by it, and is

@@ -7,6 +7,7 @@ use diskmover::audit;
 use diskmover::digest::{self, CHUNK, MAX_SIZE, SEGMENT_CHUNKS, ZERO_HASH};
 use diskmover::ledger::{Ledger, MOST_ADOPTED, MOST_HELD, Unfit};
 use diskmover::medium::Medium;
+use diskmover::qcow2::{Image, Layout};
 use diskmover::rebase;
 use diskmover::revision::Revision;
 use diskmover::sys::AlignedBuf;
@@ -22,6 +23,15 @@ fn a_zero_chunk_in_each_segment_costs_nothing_more() {
             ledger.confirm_zeros(chunk, chunk + 1).unwrap();
         }
         assert_eq!(ledger.done_bytes(), ledger.segments() as u64 * CHUNK);
+    });
+}
+
+#[test]
+fn the_map_of_an_image_takes_no_memory_for_zeros() {
+    within(40, || {
+        let image = Image::new(Layout::of(MAX_SIZE).unwrap());
+        image.note_zeros(0..digest::chunk_count(MAX_SIZE));
+        image.note(77, &[1; 32]);
     });
 }
 

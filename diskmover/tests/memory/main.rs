@@ -22,15 +22,22 @@ use std::sync::{Mutex, PoisonError};
 
 const MIB: u64 = 1 << 20;
 
-/// Most memory, in bytes, that this process has while `act` runs, alone.
+/// Most memory, in bytes, that this process has while `act` runs, alone, beyond what
+/// it had before: what others have freed may still be there.
 fn peak(act: impl FnOnce()) -> u64 {
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     // The kernel forgets the peak so far.
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
+    let before = status("VmRSS");
     act();
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmHWM"));
+    status("VmHWM").saturating_sub(before)
+}
+
+/// A number of bytes that the kernel tells of this process.
+fn status(what: &str) -> u64 {
+    let all = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = all.lines().find(|line| line.starts_with(what));
     let kib = line.and_then(|line| line.split_whitespace().nth(1));
     kib.unwrap().parse::<u64>().unwrap() * 1024
 }

@@ -32,7 +32,7 @@ fn touch_all(peer: &mut Peer, index: u64) {
 
 #[test]
 fn a_sender_of_one_zero_chunk_in_each_segment_costs_the_receiver_little() {
-    within(200, || {
+    within(150, || {
         let rig = Rig::new();
         rig.open(&[("disk", SIZE)]).unwrap();
         let mut peer = Peer::sending(&rig, "disk", SIZE);
@@ -102,12 +102,12 @@ fn received(state: fn(u32) -> Entry, act: impl FnOnce(&mut Peer) + Send) -> Code
 
 #[test]
 fn a_receiver_that_has_a_chunk_of_each_segment_costs_the_sender_little() {
-    within(200, || {
+    within(150, || {
         let zero = |segment| Entry::Partial(segment, 1, vec![(0, ZERO_HASH)]);
         let code = received(zero, |peer| drop(peer.hear_kind(Kind::Zero)));
         assert_eq!(code, Code::LinkLost);
     });
-    within(200, || {
+    within(150, || {
         // More than is taken over: it is sent again.
         let content = |segment| Entry::Partial(segment, 0xFF_FFFF, vec![(9, [7; 32]); 24]);
         let code = received(content, |peer| drop(peer.hear_kind(Kind::Zero)));
@@ -117,7 +117,7 @@ fn a_receiver_that_has_a_chunk_of_each_segment_costs_the_sender_little() {
 
 #[test]
 fn a_receiver_that_never_answers_is_not_sent_without_end() {
-    within(200, || {
+    within(150, || {
         let zero = |segment| Entry::Partial(segment, 1, vec![(0, ZERO_HASH)]);
         let count = |peer: &mut Peer| {
             let (mut frames, mut silences) = (0, 0);

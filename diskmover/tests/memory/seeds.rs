@@ -62,7 +62,7 @@ fn a_seed_of_more_blocks_than_are_looked_up_costs_what_those_cost() {
         draft.put(first, &hashes);
     }
     draft.keep(&|| true);
-    within(200, || {
+    within(150, || {
         let seeds = Seeds::open(std::slice::from_ref(&spec), &|| true).unwrap();
         assert!(!seeds.is_empty(), "the list is not believed");
     });
