@@ -25,7 +25,7 @@ pub struct Expected {
 enum Content {
     /// Hash of the whole segment.
     Segment(Hash),
-    /// Hashes of the chunks.
+    /// Hashes of the chunks that are done.
     Chunks(Box<[Hash; 64]>),
 }
 
@@ -33,10 +33,12 @@ impl Expected {
     /// What the ledger says of a segment; None when nothing of it is done.
     pub fn of(ledger: &Ledger, segment: usize) -> Option<Expected> {
         let bits = ledger.done_bits(segment);
-        let content = match (ledger.closed_hash(segment), ledger.open_segment(segment)) {
-            (Some(hash), _) => Content::Segment(hash),
-            (None, Some(open)) => Content::Chunks(Box::new(open.hashes)),
-            (None, None) => return None,
+        let content = match ledger.closed(segment) {
+            Some((hash, _)) => Content::Segment(hash),
+            None => Content::Chunks(Box::new(std::array::from_fn(|index| {
+                let known = ledger.chunk(segment, index);
+                known.map_or(ZERO_HASH, |(hash, _)| hash)
+            }))),
         };
         (bits != 0).then_some(Expected {
             segment,
@@ -62,19 +64,13 @@ impl Expected {
     }
 }
 
-/// What the ledger says of all segments.
-pub fn all(ledger: &Ledger) -> Vec<Expected> {
-    let segments = 0..ledger.segments();
-    segments
-        .filter_map(|segment| Expected::of(ledger, segment))
-        .collect()
-}
-
-/// Segments that do not hold what they should, or cannot be read; in parallel.
-/// `go_on` is asked now and then; None when it denied.
+/// Those of these segments that do not hold what they should, or cannot be read; in
+/// parallel. What one should hold is asked when it is its turn. `go_on` is asked now
+/// and then; None when it denied.
 pub fn failing(
     medium: &Medium,
-    expected: &[Expected],
+    segments: &[usize],
+    expected: &(dyn Fn(usize) -> Option<Expected> + Sync),
     go_on: &(dyn Fn() -> bool + Sync),
 ) -> Option<Vec<usize>> {
     let bad = Mutex::new(Vec::new());
@@ -85,7 +81,10 @@ pub fn failing(
             *lock(&stopped) = true;
             return;
         };
-        while let Some(one) = expected.get(next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(segment) = segments.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let Some(one) = expected(*segment) else {
+                continue;
+            };
             if !go_on() {
                 *lock(&stopped) = true;
                 return;
@@ -97,7 +96,7 @@ pub fn failing(
     };
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     std::thread::scope(|scope| {
-        for _ in 0..threads.min(4).min(expected.len()) {
+        for _ in 0..threads.min(4).min(segments.len()) {
             scope.spawn(work);
         }
     });

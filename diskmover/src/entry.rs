@@ -12,6 +12,9 @@ use crate::ledger::Ledger;
 /// Most bytes of one entry.
 pub const MAX_ENTRY: usize = 1 + 4 + 8 + 64 * 36;
 
+/// Segments whose entries are made in one go.
+pub const AT_ONCE: usize = 4096;
+
 /// What is known of a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
@@ -35,10 +38,12 @@ impl Entry {
                 Entry::Closed(number, data, hash)
             });
         }
-        let open = ledger.open_segment(segment)?;
-        let bits = bits & open.done;
-        let one = |i: usize| (open.data[i], open.hashes[i]);
-        let chunks = (0..64).filter(|i| bits & (1 << i) != 0).map(one).collect();
+        let bits = bits & ledger.done_bits(segment);
+        let chunks = (0..64)
+            .filter(|i| bits & (1 << i) != 0)
+            .filter_map(|i| ledger.chunk(segment, i))
+            .map(|(hash, data)| (data, hash))
+            .collect();
         (bits != 0).then_some(Entry::Partial(number, bits, chunks))
     }
 
@@ -90,7 +95,24 @@ impl Entry {
         }
     }
 
-    /// Applies it to a ledger; None when it cannot be true of this volume.
+    /// Whether a ledger that is to hold at most so many chunks has room for it.
+    pub fn has_room(&self, ledger: &Ledger, most: usize) -> bool {
+        let Entry::Partial(segment, bits, chunks) = self else {
+            return true;
+        };
+        let known = match *segment as usize {
+            segment if segment < ledger.segments() => ledger.known_bits(segment),
+            _ => return true, // not of this volume: it will not apply
+        };
+        let set = (0..64u64).filter(|i| bits & (1 << i) != 0);
+        let is_new =
+            |(i, (_, hash)): &(u64, &(u32, Hash))| known & (1 << i) == 0 && *hash != ZERO_HASH;
+        let more = set.zip(chunks).filter(is_new).count();
+        more == 0 || ledger.held() + more <= most
+    }
+
+    /// Applies it to a ledger; None when it cannot be true of this volume, or has no
+    /// room there.
     pub fn apply(&self, ledger: &mut Ledger) -> Option<()> {
         match self {
             Entry::Closed(segment, data, hash) => {
@@ -102,7 +124,7 @@ impl Entry {
                 if u64::from(*data) > (ledger.size() - start).min(SEGMENT_CHUNKS * CHUNK) {
                     return None;
                 }
-                ledger.adopt_closed(segment, *hash, (*data).into());
+                ledger.adopt_closed(segment, *hash, *data);
                 Some(())
             }
             Entry::Partial(segment, bits, chunks) => {
@@ -157,6 +179,15 @@ pub fn collect(ledger: &Ledger, segments: impl Iterator<Item = (usize, u64)>) ->
         }
     }
     all
+}
+
+/// Entries of all done chunks, made as they are asked for.
+pub fn all(ledger: &Ledger) -> impl Iterator<Item = Entry> {
+    let segments = ledger.segments();
+    (0..segments).step_by(AT_ONCE).flat_map(move |first| {
+        let some = first..(first + AT_ONCE).min(segments);
+        collect(ledger, some.map(|segment| (segment, u64::MAX)))
+    })
 }
 
 /// Takes an array off the front of a slice.

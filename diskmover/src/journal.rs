@@ -26,6 +26,8 @@ use crate::source::Identity;
 use crate::store::Store;
 
 const FORGET: u8 = 3;
+/// Bytes of records that are written in one go.
+const WRITTEN_AT_ONCE: usize = 1 << 20;
 /// How many segments are looked at before a journal is trusted after a crash.
 const RECENT: usize = 2;
 const MAGIC: &[u8; 8] = b"DMJRNL1\n";
@@ -127,12 +129,20 @@ impl Journal {
     }
 
     /// Appends entries and makes them durable.
-    pub fn append(&mut self, entries: &[Entry]) -> io::Result<()> {
-        let mut bytes = Vec::new();
+    pub fn append(&mut self, entries: impl IntoIterator<Item = Entry>) -> io::Result<()> {
+        let (mut bytes, mut len) = (Vec::new(), self.len);
         for entry in entries {
             put_record(&mut bytes, |out| entry.encode(out));
+            if bytes.len() >= WRITTEN_AT_ONCE {
+                self.file.write_at(&bytes, len)?;
+                len += bytes.len() as u64;
+                bytes.clear();
+            }
         }
-        self.write(&bytes)
+        self.file.write_at(&bytes, len)?;
+        self.file.sync()?;
+        self.len = len + bytes.len() as u64;
+        Ok(())
     }
 
     /// Takes back, durably, what was noted of these segments.
@@ -205,7 +215,7 @@ impl Replay {
             return Some(());
         }
         let entry = Entry::decode(&mut body).filter(|_| body.is_empty())?;
-        entry.apply(&mut self.ledger)?;
+        entry.apply(&mut self.ledger)?; // what has no room ends it too
         if let Entry::Partial(segment, ..) = entry {
             self.recent.retain(|other| *other != segment as usize);
             self.recent.push(segment as usize);
@@ -255,11 +265,11 @@ mod tests {
         let names = Names::open(dir.path(), "disk", "t").unwrap();
         let mut journal = Journal::create(&names, &subject()).unwrap();
         journal
-            .append(&[Entry::Partial(0, 0b11, vec![(9, [1; 32]), (8, [2; 32])])])
+            .append([Entry::Partial(0, 0b11, vec![(9, [1; 32]), (8, [2; 32])])])
             .unwrap();
-        journal.append(&[Entry::ZeroRun(1, 2)]).unwrap();
+        journal.append([Entry::ZeroRun(1, 2)]).unwrap();
         journal
-            .append(&[Entry::Partial(3, 1, vec![(9, [3; 32])])])
+            .append([Entry::Partial(3, 1, vec![(9, [3; 32])])])
             .unwrap();
         (dir, names)
     }
@@ -363,7 +373,7 @@ mod tests {
         let mut found = Journal::load(&names, &subject()).unwrap().unwrap();
         found
             .journal
-            .append(&[Entry::Partial(3, 2, vec![(9, [3; 32])])])
+            .append([Entry::Partial(3, 2, vec![(9, [3; 32])])])
             .unwrap();
         assert_eq!(load(&names, &subject()), Some(131));
     }
@@ -378,7 +388,7 @@ mod tests {
         assert_eq!(found.ledger.done_bytes(), 65 * CHUNK);
         assert_eq!(found.recent, [3]);
         let again = Entry::Partial(0, 1, vec![(7, [9; 32])]);
-        found.journal.append(&[again]).unwrap();
+        found.journal.append([again]).unwrap();
         assert_eq!(load(&names, &subject()), Some(66));
     }
 }

@@ -221,7 +221,7 @@ impl Keeper<'_> {
         if let Some(target) = &self.targets()[volume] {
             data = target.data_bytes();
             base = target.base_bytes();
-            for payload in pack(&target.state()) {
+            for payload in pack(target.state()) {
                 let mut header = Header::new(Kind::State, volume as u16);
                 header.payload_len = payload.len() as u32;
                 if order.link.send(&header, &[&payload]).is_err() {
@@ -327,17 +327,16 @@ fn parse_finish(mut payload: &[u8], size: u64) -> Option<(Hash, Told)> {
     Some((root, (wire, Unreadable::decode(payload, size)?)))
 }
 
-/// Entries as payloads of at most the size of a STATE frame.
-fn pack(entries: &[Entry]) -> Vec<Vec<u8>> {
-    let mut payloads: Vec<Vec<u8>> = Vec::new();
-    for entry in entries {
-        let room = Kind::State.max_payload() as usize - MAX_ENTRY;
-        if payloads.last().is_none_or(|last| last.len() > room) {
-            payloads.push(Vec::new());
+/// Entries as payloads of at most the size of a STATE frame, one at a time.
+fn pack(mut entries: impl Iterator<Item = Entry>) -> impl Iterator<Item = Vec<u8>> {
+    let room = Kind::State.max_payload() as usize - MAX_ENTRY;
+    std::iter::from_fn(move || {
+        let mut payload = Vec::new();
+        while payload.len() <= room
+            && let Some(entry) = entries.next()
+        {
+            entry.encode(&mut payload);
         }
-        if let Some(last) = payloads.last_mut() {
-            entry.encode(last);
-        }
-    }
-    payloads
+        (!payload.is_empty()).then_some(payload)
+    })
 }

@@ -1,29 +1,45 @@
-//! What is known of a volume, chunk by chunk, in memory that does not grow with it.
+//! What is known of a volume, chunk by chunk, in memory that is bounded.
 //!
 //! A chunk is first *known* (its hash is), then *done* (sender: acknowledged;
 //! receiver: written). When all chunks of a segment are done, `close_if_full` folds
 //! their hashes into one (ledger/segment.rs).
+//!
+//! A segment costs 40 bytes, whatever is done of it: 40 MiB for the largest volume.
+//! A chunk with content of a segment that is not folded costs 40 more. A copy goes
+//! through a volume in order and has few of those, but the other end can name them
+//! all; so there is a most, and what would be more is refused.
 
 mod segment;
 
 use std::ops::Range;
 
 use crate::digest::{self, CHUNK, Hash, SEGMENT_CHUNKS, ZERO_HASH};
-use segment::Slot;
+use segment::{Open, Slot};
 
-pub use segment::OpenSegment;
+/// Most chunks with content in segments that are not folded: 80 MiB, and 2 TiB.
+pub const MOST_HELD: usize = 2 << 20;
+
+/// How many of them are taken over from an earlier copy. It leaves room for what
+/// is under way.
+pub const MOST_ADOPTED: usize = MOST_HELD / 4 * 3;
 
 /// The state of all chunks of one volume.
 pub struct Ledger {
     size: u64,
     slots: Vec<Slot>,
+    held: usize,
     done_bytes: u64,
     data_bytes: u64,
 }
 
-/// A chunk was given two different contents.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Conflict;
+/// Why what a chunk holds is not noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfit {
+    /// It was given another content before.
+    Conflict,
+    /// There are `MOST_HELD` already.
+    Full,
+}
 
 impl Ledger {
     /// Nothing known about a volume of `size` bytes, at most `MAX_SIZE`.
@@ -31,7 +47,10 @@ impl Ledger {
         let count = digest::segment_count(size) as usize;
         Ledger {
             size,
-            slots: std::iter::repeat_with(|| Slot::Empty).take(count).collect(),
+            slots: std::iter::repeat_with(|| Slot::Open(Open::default()))
+                .take(count)
+                .collect(),
+            held: 0,
             done_bytes: 0,
             data_bytes: 0,
         }
@@ -55,6 +74,11 @@ impl Ledger {
     /// Whether all chunks are done.
     pub fn is_complete(&self) -> bool {
         self.done_bytes == self.size
+    }
+
+    /// Chunks with content in segments that are not folded.
+    pub fn held(&self) -> usize {
+        self.held
     }
 
     /// The bits that chunks of this segment can have.
@@ -81,34 +105,26 @@ impl Ledger {
 
     /// The done chunks of a segment.
     pub fn done_bits(&self, segment: usize) -> u64 {
-        match &self.slots[segment] {
-            Slot::Empty => 0,
-            Slot::Open(open) => open.done,
-            Slot::Closed(..) => self.full_mask(segment),
-        }
+        let open = self.slots[segment].open();
+        open.map_or_else(|| self.full_mask(segment), Open::done)
     }
 
-    /// The segment, unless it is untouched or folded.
-    pub fn open_segment(&self, segment: usize) -> Option<&OpenSegment> {
-        match &self.slots[segment] {
-            Slot::Open(open) => Some(open),
-            _ => None,
-        }
+    /// The chunks of a segment whose hash is known; all, when it is folded.
+    pub fn known_bits(&self, segment: usize) -> u64 {
+        let open = self.slots[segment].open();
+        open.map_or_else(|| self.full_mask(segment), Open::known)
     }
 
-    /// The hash of a folded segment.
-    pub fn closed_hash(&self, segment: usize) -> Option<Hash> {
-        match &self.slots[segment] {
-            Slot::Closed(hash, _) => Some(*hash),
-            _ => None,
-        }
+    /// Hash and data bytes of a chunk; None when it is not known, or folded.
+    pub fn chunk(&self, segment: usize, index: usize) -> Option<(Hash, u32)> {
+        self.slots[segment].open()?.chunk(index)
     }
 
     /// The hash of a folded segment, and its data bytes as far as known.
     pub fn closed(&self, segment: usize) -> Option<(Hash, u32)> {
         match &self.slots[segment] {
-            Slot::Closed(hash, data) => Some((*hash, *data as u32)),
-            _ => None,
+            Slot::Closed(hash, data) => Some((*hash, *data)),
+            Slot::Open(_) => None,
         }
     }
 
@@ -118,88 +134,75 @@ impl Ledger {
     }
 
     /// Notes the content of a chunk. The same content again is fine.
-    pub fn offer(&mut self, chunk: u64, hash: Hash, data: u32) -> Result<(), Conflict> {
-        let bit = 1 << (chunk % SEGMENT_CHUNKS);
+    pub fn offer(&mut self, chunk: u64, hash: Hash, data: u32) -> Result<(), Unfit> {
         let index = (chunk % SEGMENT_CHUNKS) as usize;
-        let Some(open) = self.slots[(chunk / SEGMENT_CHUNKS) as usize].open() else {
+        let Some(open) = self.slots[(chunk / SEGMENT_CHUNKS) as usize].open_mut() else {
             return Ok(()); // folded: the root digest will tell
         };
-        if open.known & bit != 0 && open.hashes[index] != hash {
-            return Err(Conflict);
+        let known = open.chunk(index);
+        if known.is_some_and(|(other, _)| other != hash) {
+            return Err(Unfit::Conflict);
         }
-        if open.done & bit != 0 {
+        if open.done() & (1 << index) != 0 {
             return Ok(()); // counted as it is
         }
-        open.known |= bit;
-        open.hashes[index] = hash;
-        open.data[index] = data;
+        let more = known.is_none() && hash != ZERO_HASH;
+        if more && self.held >= MOST_HELD {
+            return Err(Unfit::Full);
+        }
+        self.held += usize::from(more);
+        open.note(index, hash, data);
         Ok(())
     }
 
     /// Marks a known chunk as done; true when it was not before.
     pub fn confirm(&mut self, chunk: u64) -> bool {
-        let bit = 1 << (chunk % SEGMENT_CHUNKS);
-        let Some(open) = self.slots[(chunk / SEGMENT_CHUNKS) as usize].open() else {
+        let index = (chunk % SEGMENT_CHUNKS) as usize;
+        let Some(open) = self.slots[(chunk / SEGMENT_CHUNKS) as usize].open_mut() else {
             return false;
         };
-        if open.known & bit == 0 || open.done & bit != 0 {
+        let Some((_, data)) = open
+            .chunk(index)
+            .filter(|_| open.done() & (1 << index) == 0)
+        else {
             return false;
-        }
-        open.done |= bit;
-        let data = open.data[(chunk % SEGMENT_CHUNKS) as usize];
+        };
+        open.finish(1 << index);
         self.done_bytes += digest::chunk_len(self.size, chunk) as u64;
         self.data_bytes += u64::from(data);
         true
     }
 
-    /// Runs of chunks among `first..end` that are not done. Fails when one is
-    /// known to have content; in folded segments that is for the root digest to
-    /// find out.
-    pub fn missing_zeros(&self, first: u64, end: u64) -> Result<Vec<Range<u64>>, Conflict> {
-        let mut found: Vec<Range<u64>> = Vec::new();
-        let mut add = |run: Range<u64>| match found.last_mut() {
-            Some(last) if last.end == run.start => last.end = run.end,
-            _ => found.push(run),
-        };
-        let mut chunk = first;
-        while chunk < end {
-            let stop = ((chunk / SEGMENT_CHUNKS + 1) * SEGMENT_CHUNKS).min(end);
-            match &self.slots[(chunk / SEGMENT_CHUNKS) as usize] {
-                Slot::Empty => add(chunk..stop),
-                Slot::Closed(..) => {}
-                Slot::Open(open) => {
-                    for one in chunk..stop {
-                        let index = (one % SEGMENT_CHUNKS) as usize;
-                        if open.known & (1 << index) != 0 && open.hashes[index] != ZERO_HASH {
-                            return Err(Conflict);
-                        }
-                        if open.done & (1 << index) == 0 {
-                            add(one..one + 1);
-                        }
-                    }
-                }
-            }
-            chunk = stop;
-        }
-        Ok(found)
+    /// Whether chunks `first..end` can be zeros: fails when one is known to have
+    /// content. In folded segments that is for the root digest to find out.
+    pub fn check_zeros(&self, first: u64, end: u64) -> Result<(), Unfit> {
+        let filled = pieces(first..end).any(|(segment, bits)| {
+            let open = self.slots[segment].open();
+            open.is_some_and(|open| open.content_bits() & bits != 0)
+        });
+        if filled { Err(Unfit::Conflict) } else { Ok(()) }
+    }
+
+    /// The first run of chunks among `first..end` that are not done.
+    pub fn next_missing(&self, first: u64, end: u64) -> Option<Range<u64>> {
+        let start = lowest(first..end, |segment| !self.done_bits(segment))?;
+        let stop = lowest(start..end, |segment| self.done_bits(segment));
+        Some(start..stop.unwrap_or(end))
     }
 
     /// Marks the zero chunks `first..end` as done; fails if one has content.
-    pub fn confirm_zeros(&mut self, first: u64, end: u64) -> Result<(), Conflict> {
-        let mut chunk = first;
-        while chunk < end {
-            let segment = (chunk / SEGMENT_CHUNKS) as usize;
-            let stop = ((segment as u64 + 1) * SEGMENT_CHUNKS).min(end);
-            if self.covers(segment, chunk, stop) && matches!(self.slots[segment], Slot::Empty) {
+    pub fn confirm_zeros(&mut self, first: u64, end: u64) -> Result<(), Unfit> {
+        for (segment, bits) in pieces(first..end) {
+            let base = segment as u64 * SEGMENT_CHUNKS;
+            if bits == self.full_mask(segment) && self.slots[segment].is_untouched() {
                 self.slots[segment] = Slot::Closed(ZERO_HASH, 0);
-                self.done_bytes += (stop * CHUNK).min(self.size) - chunk * CHUNK;
+                self.done_bytes += ((base + SEGMENT_CHUNKS) * CHUNK).min(self.size) - base * CHUNK;
             } else {
-                for one in chunk..stop {
-                    self.offer(one, ZERO_HASH, 0)?;
-                    self.confirm(one);
+                for index in (0..SEGMENT_CHUNKS).filter(|index| bits & (1 << index) != 0) {
+                    self.offer(base + index, ZERO_HASH, 0)?;
+                    self.confirm(base + index);
                 }
             }
-            chunk = stop;
         }
         Ok(())
     }
@@ -207,7 +210,9 @@ impl Ledger {
     /// Folds a segment when all its chunks are done.
     pub fn close_if_full(&mut self, segment: usize) {
         let full = self.full_mask(segment);
+        let before = self.slots[segment].held();
         self.slots[segment].close_if_full(full);
+        self.held -= before - self.slots[segment].held();
     }
 
     /// Forgets all that is known of a segment.
@@ -219,16 +224,17 @@ impl Ledger {
             .map(|i| digest::chunk_len(self.size, first + i) as u64)
             .sum::<u64>();
         self.data_bytes -= self.slots[segment].done_data_bytes();
-        self.slots[segment] = Slot::Empty;
+        self.held -= self.slots[segment].held();
+        self.slots[segment] = Slot::Open(Open::default());
     }
 
     /// Takes over a whole segment that the other end has made durable.
-    pub fn adopt_closed(&mut self, segment: usize, hash: Hash, data: u64) {
-        if matches!(self.slots[segment], Slot::Empty) {
+    pub fn adopt_closed(&mut self, segment: usize, hash: Hash, data: u32) {
+        if self.slots[segment].is_untouched() {
             let first = segment as u64 * SEGMENT_CHUNKS;
             let end = (first + SEGMENT_CHUNKS) * CHUNK;
             self.slots[segment] = Slot::Closed(hash, data);
-            self.data_bytes += data;
+            self.data_bytes += u64::from(data);
             self.done_bytes += end.min(self.size) - first * CHUNK;
         }
     }
@@ -246,16 +252,32 @@ impl Ledger {
                 self.size,
                 self.slots.iter().filter_map(|slot| match slot {
                     Slot::Closed(hash, _) => Some(hash),
-                    _ => None,
+                    Slot::Open(_) => None,
                 }),
             )
         })
     }
+}
 
-    fn covers(&self, segment: usize, first: u64, end: u64) -> bool {
-        first == segment as u64 * SEGMENT_CHUNKS
-            && end - first == u64::from(self.full_mask(segment).count_ones())
-    }
+/// The segments that a range of chunks touches, each with its chunks of the range.
+pub fn pieces(chunks: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
+    let segments = chunks.start / SEGMENT_CHUNKS..chunks.end.div_ceil(SEGMENT_CHUNKS);
+    segments.map(move |segment| {
+        let base = segment * SEGMENT_CHUNKS;
+        let from = chunks.start.saturating_sub(base);
+        let to = (chunks.end - base).min(SEGMENT_CHUNKS);
+        let bits = (u64::MAX >> (SEGMENT_CHUNKS - to)) & (u64::MAX << from);
+        (segment as usize, bits)
+    })
+}
+
+/// The first chunk of a range whose bit is set in what `bits` says of its segment.
+fn lowest(chunks: Range<u64>, bits: impl Fn(usize) -> u64) -> Option<u64> {
+    pieces(chunks).find_map(|(segment, asked)| {
+        let found = asked & bits(segment);
+        let index = u64::from(found.trailing_zeros());
+        (found != 0).then_some(segment as u64 * SEGMENT_CHUNKS + index)
+    })
 }
 
 #[cfg(test)]
@@ -285,8 +307,8 @@ mod tests {
     fn changed_content_is_a_conflict() {
         let mut ledger = Ledger::new(SIZE);
         ledger.offer(3, [1; 32], 1).unwrap();
-        assert_eq!(ledger.offer(3, [2; 32], 1), Err(Conflict));
-        assert_eq!(ledger.confirm_zeros(0, 10), Err(Conflict));
+        assert_eq!(ledger.offer(3, [2; 32], 1), Err(Unfit::Conflict));
+        assert_eq!(ledger.confirm_zeros(0, 10), Err(Unfit::Conflict));
     }
 
     #[test]
@@ -303,21 +325,33 @@ mod tests {
         assert_eq!(at_once.root(), single.root());
     }
 
+    fn missing(ledger: &Ledger, chunks: Range<u64>) -> Vec<Range<u64>> {
+        let mut from = chunks.start;
+        let next = || {
+            let run = ledger.next_missing(from, chunks.end)?;
+            from = run.end;
+            Some(run)
+        };
+        std::iter::from_fn(next).collect()
+    }
+
     #[test]
     fn zeros_are_missing_where_nothing_is_done() {
         let mut ledger = Ledger::new(SIZE);
-        assert_eq!(ledger.missing_zeros(0, 71), Ok(vec![0..71]));
+        assert_eq!(missing(&ledger, 0..71), [0..71]);
         ledger.confirm_zeros(2, 4).unwrap();
-        assert_eq!(ledger.missing_zeros(1, 71), Ok(vec![1..2, 4..71]));
+        assert_eq!(missing(&ledger, 1..71), [1..2, 4..71]);
         ledger.offer(70, [1; 32], 1).unwrap();
-        assert_eq!(ledger.missing_zeros(60, 71), Err(Conflict));
-        assert_eq!(ledger.missing_zeros(60, 70), Ok(vec![60..70]));
+        assert_eq!(ledger.check_zeros(60, 71), Err(Unfit::Conflict));
+        assert_eq!(ledger.check_zeros(60, 70), Ok(()));
+        assert_eq!(missing(&ledger, 60..70), [60..70]);
         for chunk in 64..71 {
             let _ = ledger.offer(chunk, [1; 32], 1);
             ledger.confirm(chunk);
         }
         ledger.close_if_full(1);
-        assert_eq!(ledger.missing_zeros(60, 71), Ok(vec![60..64]));
+        assert_eq!(ledger.check_zeros(60, 71), Ok(()), "folded");
+        assert_eq!(missing(&ledger, 60..71), [60..64]);
     }
 
     #[test]

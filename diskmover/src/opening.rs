@@ -18,6 +18,7 @@ use crate::beneath::{self, Names};
 use crate::degraded;
 use crate::device;
 use crate::digest::{Bitmap, Hash};
+use crate::entry;
 use crate::error::{Code, MoverError, Result};
 use crate::journal::{Journal, Subject};
 use crate::ledger::Ledger;
@@ -44,9 +45,6 @@ pub struct Announced {
     /// What has changed since an earlier copy, if the sender knows.
     pub revision: Option<Revision>,
 }
-
-/// Entries of a journal that are made durable together.
-const NOTED_AT_ONCE: usize = 4096;
 
 /// An open place for the bytes of a volume, held by this copy alone.
 pub struct Site {
@@ -213,25 +211,19 @@ impl Known {
         }
         let unchanged = rebase::unchanged(&self.medium, size, revision, &note, go_on)?;
         // Otherwise it is a base like any other: compared with all of the source.
-        let entries = unchanged.unwrap_or_default();
-        for some in entries.chunks(NOTED_AT_ONCE) {
-            let noted = self.journal.append(some);
-            noted.map_err(|e| MoverError::target_io("cannot write a journal", &e))?;
-            for entry in some {
-                let about_this_volume = entry.apply(&mut self.ledger);
-                debug_assert!(about_this_volume.is_some());
-            }
-        }
+        let Some(ledger) = unchanged else {
+            return Ok(());
+        };
+        let noted = self.journal.append(entry::all(&ledger));
+        noted.map_err(|e| MoverError::target_io("cannot write a journal", &e))?;
+        self.ledger = ledger;
         Ok(())
     }
 
     /// Takes back what the suspected segments do not hold.
     fn distrust(&mut self, suspects: &[usize], go_on: &(dyn Fn() -> bool + Sync)) -> Result<()> {
-        let expected: Vec<Expected> = suspects
-            .iter()
-            .filter_map(|segment| Expected::of(&self.ledger, *segment))
-            .collect();
-        let Some(bad) = audit::failing(&self.medium, &expected, go_on) else {
+        let expected = |segment| Expected::of(&self.ledger, segment);
+        let Some(bad) = audit::failing(&self.medium, suspects, &expected, go_on) else {
             let text = "the session ended while what an earlier one placed was read back";
             return Err(MoverError::new(Code::SessionClosed, text).at_receiver());
         };

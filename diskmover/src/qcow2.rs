@@ -61,9 +61,7 @@ impl Image {
             let closed = ledger.closed(segment).map(|(hash, _)| hash);
             let done = ledger.done_bits(segment);
             for index in (0..digest::SEGMENT_CHUNKS).filter(|i| done & (1 << i) != 0) {
-                let open = ledger
-                    .open_segment(segment)
-                    .map(|open| open.hashes[index as usize]);
+                let open = ledger.chunk(segment, index as usize).map(|(hash, _)| hash);
                 if closed.or(open) != Some(digest::ZERO_HASH) {
                     let chunk = segment as u64 * digest::SEGMENT_CHUNKS + index;
                     let len = digest::chunk_len(self.layout.size, chunk);
@@ -85,7 +83,10 @@ impl Image {
 
     /// Notes that chunks are zero.
     pub fn note_zeros(&self, chunks: std::ops::Range<u64>) {
-        lock(&self.mapped)[chunks.start as usize..chunks.end as usize].fill(0);
+        let mapped = &mut lock(&self.mapped)[chunks.start as usize..chunks.end as usize];
+        // Memory that was never written to is not there yet, and need not be.
+        let filled = mapped.iter_mut().filter(|mask| **mask != 0);
+        filled.for_each(|mask| *mask = 0);
     }
 
     /// Writes everything but the volume. The file becomes an image by it, and is

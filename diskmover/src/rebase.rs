@@ -5,13 +5,14 @@
 //! digest is the one that the sender promises to build on. It can have been
 //! touched by anybody meanwhile.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use crate::audit;
 use crate::digest::{self, Bitmap, Hash, SEGMENT_CHUNKS, ZERO_HASH};
 use crate::entry::Entry;
 use crate::error::{Code, MoverError, Result};
+use crate::ledger::{Ledger, MOST_ADOPTED};
 use crate::medium::Medium;
 use crate::pool::lock;
 use crate::revision::Revision;
@@ -23,20 +24,23 @@ pub type Note<'a> = &'a (dyn Fn(u64, &Bitmap) + Sync);
 /// A segment as it stands: its hash, and what of it counts as done.
 type Seen = (Hash, Option<Entry>);
 
-/// Entries of all chunks that did not change, if the medium holds the copy that
+/// A ledger of the chunks that did not change, if the medium holds the copy that
 /// the revision builds on; else None. `go_on` is asked now and then.
+///
+/// Where more segments changed in part than a ledger should hold, the rest of those
+/// is left out: it is compared with the source like any older content.
 pub fn unchanged(
     medium: &Medium,
     size: u64,
     revision: &Revision,
     note: Note<'_>,
     go_on: &(dyn Fn() -> bool + Sync),
-) -> Result<Option<Vec<Entry>>> {
+) -> Result<Option<Ledger>> {
     // What is noted as durable has to be, and is read from the medium itself.
     let unread = |e| MoverError::target_io("cannot read an earlier copy", &e);
     medium.sync().map_err(unread)?;
     let segments = digest::segment_count(size) as usize;
-    let seen: Mutex<Vec<Option<Seen>>> = Mutex::new(vec![None; segments]);
+    let seen = Mutex::new((vec![ZERO_HASH; segments], Ledger::new(size)));
     let next = AtomicUsize::new(0);
     let work = || -> Result<()> {
         let no_memory = || MoverError::no_memory(digest::CHUNK as usize).at_receiver();
@@ -51,7 +55,13 @@ pub fn unchanged(
                 return Err(MoverError::new(Code::SessionClosed, text).at_receiver());
             }
             let found = look(medium, size, segment, revision, note, &mut buffer);
-            lock(&seen)[segment] = Some(found.map_err(unread)?);
+            let (hash, entry) = found.map_err(unread)?;
+            let (hashes, ledger) = &mut *lock(&seen);
+            hashes[segment] = hash;
+            if let Some(entry) = entry.filter(|entry| entry.has_room(ledger, MOST_ADOPTED)) {
+                let about_this_volume = entry.apply(ledger);
+                debug_assert!(about_this_volume.is_some());
+            }
         }
     };
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -64,12 +74,9 @@ pub fn unchanged(
         }
         Ok(())
     })?;
-    let seen: Vec<Seen> = std::mem::take(&mut *lock(&seen))
-        .into_iter()
-        .flatten()
-        .collect();
-    let root = digest::root(size, seen.iter().map(|(hash, _)| hash));
-    Ok((root == revision.since).then(|| seen.into_iter().filter_map(|(_, entry)| entry).collect()))
+    let (hashes, ledger) = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let root = digest::root(size, hashes.iter());
+    Ok((root == revision.since).then_some(ledger))
 }
 
 fn look(

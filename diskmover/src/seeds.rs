@@ -5,6 +5,10 @@
 //! looked up by its hash, wherever in a seed it lies, copied (or shared, where the
 //! file system can), and hashed again as it arrives: a list can be old, a file can
 //! change at any time, and neither is ever believed.
+//!
+//! In memory are the first bytes of the hashes of `MAX_BLOCKS` different blocks, the
+//! first of the first seed first. What seeds hold beyond that is sent as if it were
+//! not there.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,7 +22,7 @@ use crate::error::{Code, MoverError, Result};
 use crate::medium::Medium;
 use crate::plan::{Plan, Work};
 use crate::pool::lock;
-use crate::seedlist;
+use crate::seedlist::{self, List};
 use crate::source::{FileSource, Source};
 use crate::sys::{self, ALIGN, AlignedBuf};
 
@@ -65,23 +69,35 @@ impl Seeds {
             let Some(list) = seedlist::List::open(spec) else {
                 continue;
             };
-            let hashes = match list.load() {
-                Some(hashes) => hashes,
-                None => match hash_all(list.source(), go_on)? {
-                    Some(hashes) => {
-                        if list.source().identity().size >= LISTED_FROM {
-                            list.keep(&hashes);
-                        }
-                        hashes
-                    }
-                    None => continue,
-                },
-            };
-            seeds.index(&hashes);
+            let listed = list.load(&mut |first, hashes| seeds.index(first, hashes), go_on);
+            if !listed {
+                seeds.forget_last();
+                if !seeds.read(&list, go_on)? {
+                    seeds.forget_last();
+                    continue;
+                }
+            }
             let (source, file) = list.into_parts();
             seeds.files.push(Seed { source, file });
         }
         Ok(seeds)
+    }
+
+    /// Hashes all of a seed, and lists it if that pays; false when it cannot be read.
+    fn read(&mut self, list: &List, go_on: &(dyn Fn() -> bool + Sync)) -> Result<bool> {
+        let is_large = list.source().identity().size >= LISTED_FROM;
+        let mut draft = if is_large { list.draft() } else { None };
+        let mut sink = |first: u64, hashes: &[Hash]| {
+            self.index(first, hashes);
+            if let Some(draft) = &mut draft {
+                draft.put(first, hashes);
+            }
+        };
+        let whole = hash_all(list.source(), &mut sink, go_on)?;
+        if let Some(draft) = draft.filter(|_| whole) {
+            draft.keep(go_on);
+        }
+        Ok(whole)
     }
 
     /// Whether there is nothing to reuse.
@@ -166,14 +182,21 @@ impl Seeds {
         Ok(true)
     }
 
-    fn index(&mut self, hashes: &[Hash]) {
+    /// Takes hashes of the seed that is being opened, from this block on.
+    fn index(&mut self, first: u64, hashes: &[Hash]) {
         let seed = self.files.len() as u32;
-        for (block, hash) in hashes.iter().enumerate() {
+        for (block, hash) in (first..).zip(hashes) {
             if *hash != ZERO_HASH && self.blocks.len() < MAX_BLOCKS {
                 let place = (seed, block as u32);
                 self.blocks.entry(prefix(hash)).or_insert(place);
             }
         }
+    }
+
+    /// Takes back what was indexed of the seed that is being opened.
+    fn forget_last(&mut self) {
+        let last = self.files.len() as u32;
+        self.blocks.retain(|_, (seed, _)| *seed != last);
     }
 }
 
@@ -193,14 +216,19 @@ fn prefix(hash: &Hash) -> u64 {
         .fold(0, |value, byte| value << 8 | u64::from(*byte))
 }
 
-/// Hashes of all blocks of a file, in parallel; None when it cannot be read.
-fn hash_all(source: &FileSource, go_on: &(dyn Fn() -> bool + Sync)) -> Result<Option<Vec<Hash>>> {
+/// Gives the hashes of all blocks of a file but those in holes to `sink`, in
+/// parallel and about in order; false when it cannot be read.
+fn hash_all(
+    source: &FileSource,
+    sink: &mut (dyn FnMut(u64, &[Hash]) + Send),
+    go_on: &(dyn Fn() -> bool + Sync),
+) -> Result<bool> {
     let size = source.identity().size;
     let Ok(extents) = source.extents(true) else {
-        return Ok(None);
+        return Ok(false);
     };
     let plan = Mutex::new(Plan::new(extents, size));
-    let hashes = Mutex::new(vec![ZERO_HASH; size.div_ceil(PIECE as u64) as usize]);
+    let sink = Mutex::new(sink);
     let (stopped, unread) = (AtomicBool::new(false), AtomicBool::new(false));
     let work = || {
         let Some(mut buffer) = AlignedBuf::new(CHUNK as usize) else {
@@ -221,8 +249,7 @@ fn hash_all(source: &FileSource, go_on: &(dyn Fn() -> bool + Sync)) -> Result<Op
                     };
                     digest::blank(&mut buffer[..len], &read);
                     let found = base::hashes(&buffer[..len]);
-                    let first = chunk as usize * base::PIECES;
-                    lock(&hashes)[first..first + found.len()].copy_from_slice(&found);
+                    lock(&sink)(chunk * base::PIECES as u64, &found);
                 }
                 Ok(None) => return,
                 Err(_) => return unread.store(true, Ordering::Relaxed),
@@ -239,6 +266,5 @@ fn hash_all(source: &FileSource, go_on: &(dyn Fn() -> bool + Sync)) -> Result<Op
         let text = "the session ended while files to reuse were read";
         return Err(MoverError::new(Code::SessionClosed, text).at_receiver());
     }
-    let usable = !unread.load(Ordering::Relaxed);
-    Ok(usable.then(|| std::mem::take(&mut *lock(&hashes))))
+    Ok(!unread.load(Ordering::Relaxed))
 }

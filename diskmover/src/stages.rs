@@ -7,11 +7,12 @@ use crossbeam_channel::{SendTimeoutError, Sender};
 use crate::base;
 use crate::codec::Encoder;
 use crate::digest::{self, ZERO_HASH};
-use crate::error::{MoverError, Result};
+use crate::error::{Code, MoverError, Result};
 #[cfg(test)]
 use crate::faults::{self, Op};
 use crate::feed;
 use crate::frame::{CODEC_ZSTD, Kind};
+use crate::ledger::{MOST_HELD, Unfit};
 use crate::plan::Work;
 use crate::pool::lock;
 use crate::push::{Parcel, Raw, Shared};
@@ -118,9 +119,16 @@ fn pack_one(
     let data = digest::compact(&mut buffer[..len], &bitmap);
     let hash = digest::chunk_hash(&bitmap, &buffer[..data]);
     let offered = lock(&volume.ledger).offer(chunk, hash, data as u32);
-    if offered.is_err() {
-        volume.tear(chunk);
-        return None;
+    match offered {
+        Ok(()) => {}
+        Err(Unfit::Conflict) => {
+            volume.tear(chunk);
+            return None;
+        }
+        Err(Unfit::Full) => {
+            shared.fail(too_little_heard(shared, volume));
+            return None;
+        }
     }
     let framed = |kind| feed::header(kind, index, chunk..chunk + 1, volume);
     if data == 0 {
@@ -166,6 +174,15 @@ fn pack_one(
     #[cfg(test)]
     spoil(&mut buffer[..body], volume, chunk);
     Some(Parcel::Data(header, front, buffer, body))
+}
+
+/// The error for a receiver that takes chunks all over a volume, or never says so.
+fn too_little_heard(shared: &Shared, volume: &feed::Volume) -> MoverError {
+    let text = format!(
+        "{} was sent {MOST_HELD} chunks of {:?} and says of none that all of the 64 MiB around it is there; no receiver of ours does that: look at what runs there",
+        shared.job.to, volume.id
+    );
+    MoverError::new(Code::Protocol, text).in_volume(&volume.id)
 }
 
 /// Lets memory fail, if a test wants it.

@@ -16,7 +16,7 @@ use std::io;
 use std::sync::Mutex;
 
 use crate::beneath::Names;
-use crate::entry::{self, Entry};
+use crate::entry::{self, AT_ONCE, Entry};
 use crate::error::{Code, MoverError, Result};
 use crate::journal::Journal;
 use crate::ledger::Ledger;
@@ -115,12 +115,12 @@ impl Target {
     }
 
     /// What is placed, for the sender.
-    pub fn state(&self) -> Vec<Entry> {
-        let book = lock(&self.book);
-        entry::collect(
-            &book.ledger,
-            (0..book.ledger.segments()).map(|s| (s, u64::MAX)),
-        )
+    pub fn state(&self) -> impl Iterator<Item = Entry> {
+        let segments = lock(&self.book).ledger.segments();
+        (0..segments).step_by(AT_ONCE).flat_map(move |first| {
+            let some = first..(first + AT_ONCE).min(segments);
+            entry::collect(&lock(&self.book).ledger, some.map(|s| (s, u64::MAX)))
+        })
     }
 
     /// Bytes of the volume for which there may be older content.
@@ -135,26 +135,27 @@ impl Target {
     /// once and may have dropped the pages. Only what was noted before counts.
     pub fn barrier(&self) -> Result<()> {
         let mut journal = lock(&self.journal);
-        let (pending, entries) = {
-            let mut book = lock(&self.book);
-            let pending = std::mem::take(&mut book.pending);
-            let segments = pending
-                .iter()
-                .map(|(segment, bits)| (*segment as usize, *bits));
-            let entries = entry::collect(&book.ledger, segments);
-            (pending, entries)
-        };
+        let pending = std::mem::take(&mut lock(&self.book).pending);
         if pending.is_empty() {
             return Ok(());
         }
         let durable = self.medium.sync();
         durable.map_err(|e| self.failed("cannot make durable", &e))?;
-        let noted = journal.append(&entries);
+        // What is done stays as it is, so these can be looked up afterwards, some at
+        // a time; what came since is pending again.
+        let pending: Vec<(usize, u64)> = pending
+            .into_iter()
+            .map(|(segment, bits)| (segment as usize, bits))
+            .collect();
+        let entries = pending
+            .chunks(AT_ONCE)
+            .flat_map(|some| entry::collect(&lock(&self.book).ledger, some.iter().copied()));
+        let noted = journal.append(entries);
         noted.map_err(|e| self.failed("cannot write the journal of", &e))?;
         let mut book = lock(&self.book);
-        for segment in pending.into_keys() {
-            if !book.pending.contains_key(&segment) {
-                book.ledger.close_if_full(segment as usize);
+        for (segment, _) in pending {
+            if !book.pending.contains_key(&(segment as u32)) {
+                book.ledger.close_if_full(segment);
             }
         }
         Ok(())

@@ -249,7 +249,7 @@ fn unpack<'a>(
 /// The same error, naming who sent what is wrong.
 fn from_peer(error: MoverError, link: &Link) -> MoverError {
     match error.code {
-        Code::ChunkCorrupt | Code::SourceChanged => MoverError {
+        Code::ChunkCorrupt | Code::SourceChanged | Code::Protocol => MoverError {
             message: format!("from {}: {}", link.peer, error.message),
             ..error
         },

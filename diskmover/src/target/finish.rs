@@ -1,7 +1,7 @@
 //! How a part becomes the target: its digest verified, its medium proven, its
 //! name given.
 
-use crate::audit;
+use crate::audit::{self, Expected};
 use crate::device;
 use crate::digest::{self, CHUNK, Hash, SEGMENT_CHUNKS};
 use crate::error::{Code, MoverError, Result};
@@ -40,10 +40,9 @@ impl Target {
         if self.spec.care.proof == Proof::Written {
             return Ok(());
         }
-        let bad = {
-            let expected = audit::all(&lock(&self.book).ledger);
-            audit::failing(&self.medium, &expected, go_on)
-        };
+        let segments: Vec<usize> = (0..lock(&self.book).ledger.segments()).collect();
+        let expected = |segment| Expected::of(&lock(&self.book).ledger, segment);
+        let bad = audit::failing(&self.medium, &segments, &expected, go_on);
         let Some(bad) = bad else {
             let text = "the session ended while the target was read back";
             return Err(self.about(MoverError::new(Code::SessionClosed, text)));

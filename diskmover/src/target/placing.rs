@@ -13,6 +13,7 @@
 use crate::base::{self, Mask};
 use crate::digest::{self, BLOCK, Bitmap, CHUNK, Hash, SEGMENT_CHUNKS};
 use crate::error::{Code, MoverError, Result};
+use crate::ledger::{self, MOST_HELD, Unfit};
 use crate::pool::lock;
 use crate::sys::ALIGN;
 use crate::target::Target;
@@ -33,8 +34,8 @@ impl Target {
     pub fn place(&self, chunk: u64, bitmap: &Bitmap, data: &[u8], hash: Hash) -> Result<()> {
         let size = {
             let mut book = lock(&self.book);
-            if book.ledger.offer(chunk, hash, data.len() as u32).is_err() {
-                return self.conflict(chunk);
+            if let Err(unfit) = book.ledger.offer(chunk, hash, data.len() as u32) {
+                return self.refuse(unfit, chunk);
             }
             if book.ledger.is_done(chunk) {
                 return Ok(());
@@ -108,8 +109,8 @@ impl Target {
             return Ok(Taken::Without(base::all(len)));
         }
         let offered = lock(&self.book).ledger.offer(chunk, hash, data as u32);
-        if offered.is_err() {
-            self.conflict(chunk)?;
+        if let Err(unfit) = offered {
+            self.refuse(unfit, chunk)?;
         }
         self.write_blocks(chunk, mask, &bitmap, &buffer[..data])?;
         self.confirm(chunk);
@@ -176,14 +177,17 @@ impl Target {
     /// Places zero chunks `first..end`.
     pub fn place_zeros(&self, first: u64, end: u64) -> Result<()> {
         // Only what is not durable is punched: a done chunk must stay what it is.
-        let (missing, size) = {
+        let size = {
             let ledger = &lock(&self.book).ledger;
-            (ledger.missing_zeros(first, end), ledger.size())
+            if let Err(unfit) = ledger.check_zeros(first, end) {
+                return self.refuse(unfit, first);
+            }
+            ledger.size()
         };
-        let Ok(missing) = missing else {
-            return self.conflict(first);
-        };
-        for run in missing {
+        let mut from = first;
+        // One by one: there may be as many as chunks.
+        while let Some(run) = { lock(&self.book).ledger.next_missing(from, end) } {
+            from = run.end;
             if let Some(image) = &self.image {
                 image.note_zeros(run.clone());
             }
@@ -191,15 +195,10 @@ impl Target {
             self.zero(start, (run.end * CHUNK).min(size) - start)?;
         }
         let mut book = lock(&self.book);
-        if book.ledger.confirm_zeros(first, end).is_err() {
-            return self.conflict(first);
+        if let Err(unfit) = book.ledger.confirm_zeros(first, end) {
+            return self.refuse(unfit, first);
         }
-        for segment in first / SEGMENT_CHUNKS..end.div_ceil(SEGMENT_CHUNKS) {
-            let from = first
-                .saturating_sub(segment * SEGMENT_CHUNKS)
-                .min(SEGMENT_CHUNKS);
-            let to = (end - segment * SEGMENT_CHUNKS).min(SEGMENT_CHUNKS);
-            let bits = (u64::MAX >> (64 - to)) & u64::MAX.checked_shl(from as u32).unwrap_or(0);
+        for (segment, bits) in ledger::pieces(first..end) {
             *book.pending.entry(segment as u32).or_default() |= bits;
         }
         Ok(())
@@ -215,8 +214,17 @@ impl Target {
         zeroed.map_err(|e| self.failed("cannot zero", &e).at(offset))
     }
 
-    /// Refuses a chunk that came twice with different content.
-    fn conflict(&self, chunk: u64) -> Result<()> {
+    /// Refuses a chunk that came twice with different content, or that is one of
+    /// too many all over the volume.
+    fn refuse(&self, unfit: Unfit, chunk: u64) -> Result<()> {
+        if unfit == Unfit::Full {
+            let text = format!(
+                "{MOST_HELD} chunks of {:?} are there, none of them with the 64 MiB around it, and more of the kind came; no sender of ours does that: look at what runs there",
+                self.spec.volume
+            );
+            let error = MoverError::new(Code::Protocol, text);
+            return Err(self.about(error.at(chunk * CHUNK)));
+        }
         // The two may have been written over each other: nothing is worth keeping.
         self.names.remove(&self.names.journal)?;
         let text = "a chunk came twice with different content: the source changed";

@@ -8,6 +8,7 @@ use crate::degraded;
 use crate::entry::Entry;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{Header, Kind};
+use crate::ledger::MOST_ADOPTED;
 use crate::link::{Link, LinkError};
 use crate::messages::Open;
 use crate::pool::lock;
@@ -76,8 +77,15 @@ fn adopt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
     let mut ledger = lock(&shared.volumes[index].ledger);
     let mut rest = payload;
     while !rest.is_empty() {
-        let applied = Entry::decode(&mut rest).and_then(|entry| entry.apply(&mut ledger));
-        if applied.is_none() {
+        let entry = Entry::decode(&mut rest);
+        // What there is no room for is sent again, and is fine with the receiver.
+        if entry
+            .as_ref()
+            .is_some_and(|entry| !entry.has_room(&ledger, MOST_ADOPTED))
+        {
+            continue;
+        }
+        if entry.and_then(|entry| entry.apply(&mut ledger)).is_none() {
             let text = "the receiver says that it has what this volume cannot have";
             return Err(MoverError::new(Code::Protocol, text).in_volume(&shared.volumes[index].id));
         }

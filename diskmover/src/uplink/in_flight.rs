@@ -42,6 +42,11 @@ impl<'a> InFlight<'a> {
         self.settle(before.and_then(|(_, sent)| sent).is_some().into());
     }
 
+    /// How many there are.
+    pub(super) fn count(&self) -> usize {
+        lock(&self.state).frames.len()
+    }
+
     /// Notes that all of it is sent. Its answer may have been faster.
     pub(super) fn note_sent(&self, header: &Header) {
         let mut state = lock(&self.state);

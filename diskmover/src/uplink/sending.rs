@@ -46,6 +46,10 @@ impl Pulse {
     }
 }
 
+/// Most frames that one connection has sent and that are not answered: bounds the
+/// memory for them. A receiver of ours answers long before.
+const MOST_UNANSWERED: usize = 8192;
+
 /// Sends until the connection or the copy ends.
 pub(super) fn send<'a>(
     shared: &'a Shared,
@@ -65,6 +69,10 @@ pub(super) fn send<'a>(
             if turn.is_some() {
                 send_roots(shared, link)?;
             }
+        }
+        if in_flight.count() >= MOST_UNANSWERED {
+            std::thread::sleep(TICK / 20);
+            continue;
         }
         let Ok(parcel) = shared.parcels.1.recv_timeout(TICK / 2) else {
             continue;

@@ -120,7 +120,7 @@ pub fn journal(data: &[u8]) {
         let mut found = Journal::load(&names, &subject()).unwrap().unwrap();
         holds_together(&found.ledger);
         // What is left goes on to be a journal.
-        found.journal.append(&[Entry::ZeroRun(1, 1)]).unwrap();
+        found.journal.append([Entry::ZeroRun(1, 1)]).unwrap();
         let again = Journal::load(&names, &subject()).unwrap().unwrap();
         assert!(again.ledger.done_bytes() >= found.ledger.done_bytes());
     }

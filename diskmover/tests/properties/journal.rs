@@ -84,7 +84,7 @@ fn write(names: &Names, notes: &[Note]) -> Vec<(Vec<u64>, u64)> {
                     continue;
                 }
                 entry.apply(&mut ledger).unwrap();
-                journal.append(&[entry]).unwrap();
+                journal.append([entry]).unwrap();
             }
             None => {
                 let Note::Forget(segment) = note else {
