@@ -83,6 +83,7 @@ pub mod tls;
 pub mod unreadable;
 pub mod uplink;
 pub mod wants;
+pub mod written;
 
 // What the tests over the wire use serves those that need a seam in here too.
 #[cfg(test)]
