@@ -29,6 +29,13 @@ pub struct Written {
     discarded: u64,
 }
 
+impl Written {
+    /// Both as one number, which never becomes less.
+    pub fn sum(self) -> u64 {
+        self.written.wrapping_add(self.discarded)
+    }
+}
+
 /// The count, with all that is in the page cache; None when there is none.
 ///
 /// Some drivers count a write when they take it. So one that is under way is waited

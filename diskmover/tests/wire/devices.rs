@@ -148,6 +148,10 @@ fn a_device_full_of_other_data_becomes_the_image_whatever_its_sectors() {
         let push = copy(&rig, &source, &target, size);
         finish(&push).unwrap();
         assert_eq!(push.progress().wire, 0);
+        // Until somebody uses what was placed.
+        target.write(b"used", 9);
+        let error = finish(&copy(&rig, &source, &target, size)).unwrap_err();
+        assert_eq!(error.code, Code::TargetExists, "{error}");
     }
 }
 
