@@ -273,10 +273,11 @@ def serve(
 @click.option("--no-compress", is_flag=True, help="Send everything as it is.")
 @click.option(
     "--holes",
-    default="trust",
+    default="auto",
     show_default=True,
-    type=click.Choice(["trust", "read"]),
-    help="Whether holes reported by the file system are believed, or read.",
+    type=click.Choice(["auto", "trust", "read"]),
+    help="Whether holes reported by the file system are believed, or read. auto: believed on "
+    "ext4, xfs, btrfs, tmpfs, bcachefs and overlay, read elsewhere (NFS, FUSE, 9p, ZFS ...).",
 )
 @click.option(
     "--on-read-error",

@@ -21,6 +21,7 @@ from diskmover import _core
 from diskmover.exports import CoreExport, core_source
 from diskmover.model import (
     EndedCopy,
+    Holes,
     IncomingVolume,
     IoPriority,
     OnReadError,
@@ -245,7 +246,7 @@ class Push:
         connections: int | None = None,
         limit_bytes_per_second: int | None = None,
         compression: int | Literal["adaptive"] | None = "adaptive",
-        holes: Literal["trust", "read"] = "trust",
+        holes: Holes = "auto",
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         reconnect_timeout_seconds: float = 30.0,
         io_priority: IoPriority = "normal",
@@ -270,7 +271,9 @@ class Push:
                 time for; a zstd level (-7 to 19) uses that one for all chunks
                 that it helps; None sends all chunks as they are.
             holes: "trust" skips what the file system reports as a hole; "read"
-                reads it, for file systems whose reports cannot be trusted.
+                reads it; "auto" trusts file systems with a good record (ext4, xfs,
+                btrfs, tmpfs, bcachefs, overlay) and reads the holes of others, such
+                as NFS, FUSE, 9p and ZFS, with a note.
             buffer_bytes: Memory for chunks in flight.
             reconnect_timeout_seconds: How long to try when no connection stands.
             io_priority: How much its reads count beside others', as in `Receiver`.
@@ -297,7 +300,7 @@ class Push:
             connections,
             limit_bytes_per_second,
             compression,
-            holes == "trust",
+            holes,
             buffer_bytes,
             reconnect_timeout_seconds,
             io_priority,

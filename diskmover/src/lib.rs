@@ -80,6 +80,7 @@ pub mod sys;
 pub mod target;
 pub mod throttle;
 pub mod tls;
+pub mod trust;
 pub mod unreadable;
 pub mod uplink;
 pub mod wants;

@@ -31,6 +31,7 @@ use crate::priority::IoPriority;
 use crate::progress::Progress;
 use crate::salvage::OnReadError;
 use crate::tls::TlsFiles;
+use crate::trust::Holes;
 
 pub use finish::{Finish, Turn};
 pub use shared::{Parcel, QUEUE, Raw, Shared};
@@ -60,7 +61,7 @@ pub struct Job {
     /// How hard to compress.
     pub compression: Compression,
     /// Whether holes are believed.
-    pub trust_holes: bool,
+    pub holes: Holes,
     /// What to do where a source gives EIO.
     pub on_read_error: OnReadError,
     /// Memory for chunks.
@@ -97,7 +98,12 @@ impl Push {
                 );
                 return Err(MoverError::new(Code::SourceInvalid, text).in_volume(id));
             }
-            volumes.push(Volume::new(id.clone(), source, job.trust_holes)?);
+            let trust_holes = match job.holes {
+                Holes::Auto => source.has_sound_holes(),
+                Holes::Trust => true,
+                Holes::Read => false,
+            };
+            volumes.push(Volume::new(id.clone(), source, trust_holes)?);
         }
         let shared = Arc::new(Shared::new(job, config, nonce, volumes));
         let thread = {
@@ -198,7 +204,7 @@ mod tests {
             most_connections: 1,
             limit: None,
             compression: Compression::Off,
-            trust_holes: true,
+            holes: Holes::Auto,
             on_read_error: OnReadError::Fail,
             buffer_bytes: 0,
             io_priority: IoPriority::Normal,

@@ -43,6 +43,11 @@ pub trait Source: Send + Sync {
     /// Fails when the source is not what it was when it was opened.
     fn check_unchanged(&self) -> Result<()>;
 
+    /// Whether the holes that it reports are believed unless somebody says otherwise.
+    fn has_sound_holes(&self) -> bool {
+        true
+    }
+
     /// Takes the source as it is now for what is copied; fails when it cannot be
     /// copied from the start again.
     fn renew(&self) -> Result<()> {

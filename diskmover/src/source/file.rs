@@ -22,6 +22,7 @@ use crate::pool::lock;
 use crate::salvage::{self, Salvage};
 use crate::store::{Disk, disk};
 use crate::sys::ALIGN;
+use crate::trust;
 use crate::written::{self, Written};
 
 /// An open regular file or block device.
@@ -273,6 +274,22 @@ impl Source for FileSource {
             return Ok(());
         }
         Err(self.changed("it was written to or replaced"))
+    }
+
+    fn has_sound_holes(&self) -> bool {
+        if self.is_block {
+            return true; // it reports none
+        }
+        let Some(doubt) = trust::doubt(&self.file) else {
+            return true;
+        };
+        if trust::is_sparse(&self.file) {
+            let shown = self.shown();
+            note::leave(format!(
+                "{shown} lies on {doubt}, whose word about holes is not taken: all of it is read"
+            ));
+        }
+        false
     }
 
     fn renew(&self) -> Result<()> {
