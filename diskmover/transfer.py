@@ -251,6 +251,7 @@ class Push:
         reconnect_timeout_seconds: float = 30.0,
         io_priority: IoPriority = "normal",
         on_read_error: OnReadError = "fail",
+        despite_lock: bool = False,
     ) -> None:
         """Open the sources and start to send.
 
@@ -284,10 +285,13 @@ class Push:
                 for moving a machine. More than 1024 places or 64 MiB of a volume
                 fail; other errors do, and so do NBD exports. Such a copy is never
                 gone on from: another attempt compares everything.
+            despite_lock: Copy also a file that a QEMU has open for writing. Otherwise
+                that fails with SOURCE_CHANGED, retryable.
 
         Raises:
             MoverError: INVALID_ARGUMENT, CREDENTIALS, SOURCE_MISSING,
-                SOURCE_INVALID, SOURCE_IO. Everything else comes from `wait`.
+                SOURCE_INVALID, SOURCE_IO, or SOURCE_CHANGED when a QEMU has a source
+                open for writing. Everything else comes from `wait`.
         """
         self._core = _core.Push(
             to,
@@ -305,6 +309,7 @@ class Push:
             reconnect_timeout_seconds,
             io_priority,
             on_read_error,
+            despite_lock,
         )
 
     def progress(self) -> Progress:

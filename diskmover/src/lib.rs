@@ -38,6 +38,7 @@ pub mod growth;
 pub mod guard;
 pub mod holes;
 pub mod identity;
+pub mod in_use;
 pub mod journal;
 pub mod keeper;
 pub mod ledger;

@@ -62,6 +62,8 @@ pub struct Job {
     pub compression: Compression,
     /// Whether holes are believed.
     pub holes: Holes,
+    /// Copy also what a QEMU has open for writing.
+    pub despite_lock: bool,
     /// What to do where a source gives EIO.
     pub on_read_error: OnReadError,
     /// Memory for chunks.
@@ -97,6 +99,9 @@ impl Push {
                     expected.unwrap_or(0)
                 );
                 return Err(MoverError::new(Code::SourceInvalid, text).in_volume(id));
+            }
+            if !job.despite_lock {
+                source.check_unused().map_err(|e| e.in_volume(id))?;
             }
             let trust_holes = match job.holes {
                 Holes::Auto => source.has_sound_holes(),
@@ -205,6 +210,7 @@ mod tests {
             limit: None,
             compression: Compression::Off,
             holes: Holes::Auto,
+            despite_lock: false,
             on_read_error: OnReadError::Fail,
             buffer_bytes: 0,
             io_priority: IoPriority::Normal,

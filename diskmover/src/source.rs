@@ -43,6 +43,11 @@ pub trait Source: Send + Sync {
     /// Fails when the source is not what it was when it was opened.
     fn check_unchanged(&self) -> Result<()>;
 
+    /// Fails when somebody can write to it while it is copied.
+    fn check_unused(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether the holes that it reports are believed unless somebody says otherwise.
     fn has_sound_holes(&self) -> bool {
         true

@@ -39,6 +39,7 @@ impl Push {
         reconnect_timeout_seconds: f64,
         io_priority: &str,
         on_read_error: &str,
+        despite_lock: bool,
     ) -> PyResult<Self> {
         let key = values::secret(key).map_err(|e| raise(py, &e))?;
         let compression = values::compression(compression);
@@ -60,6 +61,7 @@ impl Push {
                 limit: limit_bytes_per_second,
                 compression: compression?,
                 holes: values::holes(holes)?,
+                despite_lock,
                 on_read_error: values::on_read_error(on_read_error)?,
                 buffer_bytes,
                 io_priority: values::io_priority(io_priority)?,

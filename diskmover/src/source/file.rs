@@ -16,6 +16,7 @@ use super::{Identity, Source};
 use crate::digest::{self, Bitmap};
 use crate::error::{Code, MoverError, Result};
 use crate::identity;
+use crate::in_use;
 use crate::note;
 use crate::plan::Extents;
 use crate::pool::lock;
@@ -274,6 +275,10 @@ impl Source for FileSource {
             return Ok(());
         }
         Err(self.changed("it was written to or replaced"))
+    }
+
+    fn check_unused(&self) -> Result<()> {
+        in_use::check(&self.file, &self.shown())
     }
 
     fn has_sound_holes(&self) -> bool {

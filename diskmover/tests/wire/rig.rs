@@ -175,6 +175,7 @@ pub fn job_to(address: &str, pki: &Pki) -> Job {
         limit: None,
         compression: Compression::Level(1),
         holes: Holes::Trust,
+        despite_lock: false,
         on_read_error: OnReadError::Fail,
         buffer_bytes: 8 * CHUNK,
         io_priority: IoPriority::Normal,
