@@ -206,13 +206,13 @@ fn a_device_that_is_written_meanwhile_is_gone_through_again() {
         assert!(discard.arg(path).status().unwrap().success());
         None
     };
-    let writes: [&dyn Fn(&Path) -> Option<File>; 3] = [&cached, &durable, &discarded];
+    type Write<'a> = &'a dyn Fn(&Path) -> Option<File>;
+    let writes: [Write<'_>; 3] = [&cached, &durable, &discarded];
     for (number, write) in writes.into_iter().enumerate() {
         let rig = Rig::new();
         let source = loops(&rig, size, 512);
         source.write(&noise(9, size as usize), 0);
         let push = half_copied(&rig, &source, size);
-        // Before the end, in what was read long ago.
         let _open = write(&source.path);
         push.set_limit(None).unwrap();
         let receipts = finish(&push).unwrap();
