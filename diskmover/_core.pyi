@@ -74,11 +74,12 @@ class Push:
         connections: int | None,
         limit_bytes_per_second: int | None,
         compression: int | Literal["adaptive"] | None,
-        trust_holes: bool,
+        holes: str,
         buffer_bytes: int,
         reconnect_timeout_seconds: float,
         io_priority: str,
         on_read_error: str,
+        despite_lock: bool,
     ) -> None: ...
     def progress(self) -> Progress: ...
     def cancel(self) -> None: ...

@@ -273,10 +273,17 @@ def serve(
 @click.option("--no-compress", is_flag=True, help="Send everything as it is.")
 @click.option(
     "--holes",
-    default="trust",
+    default="auto",
     show_default=True,
-    type=click.Choice(["trust", "read"]),
-    help="Whether holes reported by the file system are believed, or read.",
+    type=click.Choice(["auto", "trust", "read"]),
+    help="Whether holes reported by the file system are believed, or read. auto: believed on "
+    "ext4, xfs, btrfs, tmpfs, bcachefs and overlay, read elsewhere (NFS, FUSE, 9p, ZFS ...).",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Copy FILE also when a QEMU has it open for writing. What it has not written back yet "
+    "is missing then: the copy can be no disk at all.",
 )
 @click.option(
     "--on-read-error",
@@ -312,7 +319,9 @@ def push(
     The same command again goes on where it stopped. FILES are regular files or
     block devices. One that is written meanwhile is noticed, and what has changed
     is copied again before the copy gets its name; one that is never at rest
-    ends with SOURCE_CHANGED.
+    ends with SOURCE_CHANGED. One that a QEMU has open for writing is refused at once
+    (exit code 5): stop the guest, or export its disk (virsh backup-begin in pull
+    mode) and send that with --nbd.
 
     On a terminal a line on standard error tells how far it is, how long it will
     take at the fastest and slowest of the last seconds, and what limits it:

@@ -53,7 +53,8 @@ class ErrorCode(StrEnum):
     SOURCE_INVALID = "SOURCE_INVALID"
     """The source is a symlink, a directory or of another size than announced."""
     SOURCE_CHANGED = "SOURCE_CHANGED"
-    """The source was written, replaced or cut while it was copied."""
+    """The source was written, replaced or cut while it was copied, or (retryable) a
+    QEMU has it open for writing."""
     SOURCE_IO = "SOURCE_IO"
     """The source cannot be read; the offset says where. At a receiver: the sender went
     on with zeros, and no degraded copy is taken there."""

@@ -11,6 +11,7 @@ from diskmover.errors import MoverError
 
 IoPriority = Literal["normal", "low", "idle"]
 OnReadError = Literal["fail", "zero"]
+Holes = Literal["auto", "trust", "read"]
 
 
 def uri_of(name: str) -> str:

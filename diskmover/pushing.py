@@ -93,6 +93,7 @@ def _start(source: Path | NbdExport, name: str, options: dict[str, Any]) -> Push
         reconnect_timeout_seconds=options["retry_for"],
         io_priority=options["io_priority"],
         on_read_error=options["on_read_error"],
+        despite_lock=options["force"],
     )
 
 

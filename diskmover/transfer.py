@@ -21,6 +21,7 @@ from diskmover import _core
 from diskmover.exports import CoreExport, core_source
 from diskmover.model import (
     EndedCopy,
+    Holes,
     IncomingVolume,
     IoPriority,
     OnReadError,
@@ -245,11 +246,12 @@ class Push:
         connections: int | None = None,
         limit_bytes_per_second: int | None = None,
         compression: int | Literal["adaptive"] | None = "adaptive",
-        holes: Literal["trust", "read"] = "trust",
+        holes: Holes = "auto",
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
         reconnect_timeout_seconds: float = 30.0,
         io_priority: IoPriority = "normal",
         on_read_error: OnReadError = "fail",
+        despite_lock: bool = False,
     ) -> None:
         """Open the sources and start to send.
 
@@ -270,7 +272,9 @@ class Push:
                 time for; a zstd level (-7 to 19) uses that one for all chunks
                 that it helps; None sends all chunks as they are.
             holes: "trust" skips what the file system reports as a hole; "read"
-                reads it, for file systems whose reports cannot be trusted.
+                reads it; "auto" trusts file systems with a good record (ext4, xfs,
+                btrfs, tmpfs, bcachefs, overlay) and reads the holes of others, such
+                as NFS, FUSE, 9p and ZFS, with a note.
             buffer_bytes: Memory for chunks in flight.
             reconnect_timeout_seconds: How long to try when no connection stands.
             io_priority: How much its reads count beside others', as in `Receiver`.
@@ -281,10 +285,13 @@ class Push:
                 for moving a machine. More than 1024 places or 64 MiB of a volume
                 fail; other errors do, and so do NBD exports. Such a copy is never
                 gone on from: another attempt compares everything.
+            despite_lock: Copy also a file that a QEMU has open for writing. Otherwise
+                that fails with SOURCE_CHANGED, retryable.
 
         Raises:
             MoverError: INVALID_ARGUMENT, CREDENTIALS, SOURCE_MISSING,
-                SOURCE_INVALID, SOURCE_IO. Everything else comes from `wait`.
+                SOURCE_INVALID, SOURCE_IO, or SOURCE_CHANGED when a QEMU has a source
+                open for writing. Everything else comes from `wait`.
         """
         self._core = _core.Push(
             to,
@@ -297,11 +304,12 @@ class Push:
             connections,
             limit_bytes_per_second,
             compression,
-            holes == "trust",
+            holes,
             buffer_bytes,
             reconnect_timeout_seconds,
             io_priority,
             on_read_error,
+            despite_lock,
         )
 
     def progress(self) -> Progress:

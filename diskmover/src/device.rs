@@ -15,8 +15,9 @@ use crate::digest::Hash;
 use crate::error::{Code, MoverError, Result};
 use crate::messages::Receipt;
 use crate::opening::{Found, Site};
-use crate::receipt::{self, FileId};
+use crate::receipt::{self, FileId, Stamp};
 use crate::target::TargetSpec;
+use crate::written;
 
 /// Opens a device for this copy alone; refuses one that is in use or too small.
 ///
@@ -44,7 +45,8 @@ pub fn find(
         return Err(MoverError::new(Code::TargetPath, text).at_receiver());
     }
     let id = device_id(stat.st_rdev);
-    if let Some((found, of)) = receipt::read(&names)? {
+    if let Some(published) = receipt::read(&names)? {
+        let (found, of) = (&published.receipt, published.id);
         if of == id && since == Some(found.root) && found.unreadable.is_empty() {
             // From now on nothing vouches for it, until it is complete again.
             names.remove(&names.journal)?;
@@ -52,7 +54,11 @@ pub fn find(
             names.sync_dir()?;
         } else if of == id {
             names.remove(&names.journal)?;
-            return Ok(Found::Published(found));
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+            let device = beneath::open(&root, &spec.name, flags, Mode::empty());
+            let device = device.map_err(|e| cannot(spec, "open", e))?.into();
+            published.check_untouched(&names, stamp(&device))?;
+            return Ok(Found::Published(published.receipt));
         } else {
             let text = format!(
                 "this copy has written a device {:?} before, and it may not be this one; discard the copy to write it again",
@@ -98,7 +104,7 @@ pub fn find(
 /// Notes, durably, that the device holds the volume.
 pub fn publish(names: &Names, device: &File, id: FileId, proof: &Receipt) -> Result<()> {
     rustix::fs::fsync(device).map_err(|e| names.failed("cannot make durable", &names.base, e))?;
-    receipt::write(names, proof, id)?;
+    receipt::write(names, proof, id, stamp(device))?;
     names.remove(&names.journal)?;
     names.sync_dir()
 }
@@ -112,6 +118,11 @@ pub fn discard(state: &Path, name: &str, tag: &str) -> Result<()> {
 /// A name for files about a device.
 fn flat(name: &str) -> String {
     name.replace('/', "!")
+}
+
+/// What changes when it is written to; None when that is not counted.
+fn stamp(device: &File) -> Option<Stamp> {
+    written::of(device).map(|count| count.sum())
 }
 
 /// Which device this is, for as long as the machine runs.

@@ -21,6 +21,7 @@ use crate::digest;
 use crate::pool::lock;
 
 mod lost;
+mod sampled;
 mod table;
 
 static RULES: Mutex<Vec<Arc<Active>>> = Mutex::new(Vec::new());

@@ -165,7 +165,8 @@ impl Volume {
             return Ok(false);
         }
         let is_zero = |chunk| lock(&self.ledger).is_zero(chunk);
-        let found = holes::filled(&*self.source, is_zero, seed, stopping);
+        let hollow = self.size() - lock(&self.ledger).data_bytes().min(self.size());
+        let found = holes::filled(&*self.source, is_zero, hollow, seed, stopping);
         let is_false = found.map_err(|e| e.in_volume(&self.id))?.is_some();
         self.trust_holes.fetch_and(!is_false, Ordering::Relaxed);
         Ok(is_false)

@@ -3,7 +3,7 @@
 //! File systems have reported holes over data that was not flushed yet, and over
 //! data that was being cloned. A copy that believes them publishes zeros, with a
 //! digest that agrees. So before it ends, chunks all over the volume are read in
-//! full, and what the map let it skip has to be zero.
+//! full, and what the map let it skip has to be zero: 1 % of it, at most 1 GiB.
 
 use std::ops::Range;
 
@@ -13,15 +13,19 @@ use crate::plan::Plan;
 use crate::source::Source;
 use crate::sys::{ALIGN, AlignedBuf};
 
-/// Most chunks that are looked at. Up to this size all of a volume is.
-const SAMPLES: u64 = 256;
+/// Chunks that are looked at in any case. Up to this size all of a volume is.
+const LEAST: u64 = 256;
+/// Chunks without data that are looked at, at most: 1 GiB.
+const MOST: u64 = 1024;
 
 /// The first byte found not to be zero in a place that was taken for zeros: by the
-/// map as it is now, or by the copy, as `is_zero` tells of each chunk. `seed`
-/// chooses the chunks of large volumes. None when there is none, or `stopping`.
+/// map as it is now, or by the copy, as `is_zero` tells of each chunk; it took
+/// `hollow` bytes for that. `seed` chooses the chunks of large volumes. None when
+/// there is none, or `stopping`.
 pub fn filled(
     source: &dyn Source,
     is_zero: impl Fn(u64) -> bool,
+    hollow: u64,
     seed: u64,
     stopping: impl Fn() -> bool,
 ) -> Result<Option<u64>> {
@@ -29,7 +33,8 @@ pub fn filled(
     let no_memory = || MoverError::no_memory(CHUNK as usize);
     let mut buffer = AlignedBuf::new(CHUNK as usize).ok_or_else(no_memory)?;
     let mut plan = Plan::new(source.extents(true)?, size);
-    for chunk in spread(digest::chunk_count(size), seed) {
+    let count = digest::chunk_count(size);
+    for chunk in spread(count, samples(count, hollow / CHUNK), seed) {
         if stopping() {
             return Ok(None);
         }
@@ -70,9 +75,14 @@ fn outside(read: &[Range<u64>], base: u64, content: &[u8]) -> Option<usize> {
     None
 }
 
-/// Up to `SAMPLES` of `count` chunks, in order, one in each of as many equal parts.
-fn spread(count: u64, seed: u64) -> impl Iterator<Item = u64> {
-    let parts = count.min(SAMPLES);
+/// How many of `count` chunks to look at, of which `hollow` have no data.
+fn samples(count: u64, hollow: u64) -> u64 {
+    let most = count * MOST / hollow.max(1);
+    (count / 100).min(most).max(LEAST).min(count)
+}
+
+/// `parts` of `count` chunks, in order, one in each of as many equal parts.
+fn spread(count: u64, parts: u64, seed: u64) -> impl Iterator<Item = u64> {
     (0..parts).map(move |part| {
         let start = part * count / parts;
         let len = (part + 1) * count / parts - start;
@@ -87,20 +97,33 @@ mod tests {
 
     #[test]
     fn all_of_a_small_volume_is_looked_at() {
-        for count in [0, 1, 5, SAMPLES] {
-            assert!(spread(count, 7).eq(0..count));
+        for count in [0, 1, 5, LEAST] {
+            assert!(spread(count, samples(count, count), 7).eq(0..count));
         }
     }
 
     #[test]
     fn no_part_of_a_large_volume_is_left_out() {
-        let count = 10 * SAMPLES + 3;
-        let chosen: Vec<_> = spread(count, 7).collect();
-        assert_eq!(chosen.len() as u64, SAMPLES);
+        let count = 10 * LEAST + 3;
+        let chosen: Vec<_> = spread(count, LEAST, 7).collect();
+        assert_eq!(chosen.len() as u64, LEAST);
         for (part, chunk) in chosen.iter().enumerate() {
             assert!((part as u64 * 10..=part as u64 * 10 + 13).contains(chunk));
         }
-        assert!(!spread(count, 8).eq(chosen), "always the same ones");
+        assert!(!spread(count, LEAST, 8).eq(chosen), "always the same ones");
+    }
+
+    #[test]
+    fn a_hundredth_of_the_holes_is_looked_at_or_a_gibibyte() {
+        let tib = 1 << 20;
+        assert_eq!(samples(1000, 1000), LEAST);
+        assert_eq!(samples(50_000, 50_000), 500);
+        assert_eq!(samples(tib, tib), MOST);
+        // Half of those that are looked at have no data.
+        assert_eq!(samples(2 * tib, tib), 2 * MOST);
+        // Little of it is hollow: a hundredth of all has a hundredth of that.
+        assert_eq!(samples(64 * tib, tib / 64), 64 * tib / 100);
+        assert_eq!(samples(64 * tib, 0), 64 * tib / 100);
     }
 
     #[test]

@@ -15,8 +15,10 @@ const SETTLE_TRIES: usize = 5;
 
 /// What changes when a file is written, replaced or cut.
 ///
-/// Writes to a block device leave no trace. So it is another one each time that
-/// it is opened, and what an earlier attempt placed has to be compared.
+/// Writes to a block device leave no trace in it: while it is open they are counted
+/// (written.rs). In between another host could write, whom nobody counts here; so it
+/// is another one each time that it is opened, and what an earlier attempt placed has
+/// to be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Bytes.
@@ -31,7 +33,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// Whether nothing has happened between the two that would be seen.
+    /// Whether nothing has happened between the two that would be seen in it.
     pub fn is_like(&self, other: &Identity) -> bool {
         let seen = |id: &Identity| Identity {
             ctime_ns: if id.mtime_ns == UNSEEN {

@@ -38,6 +38,7 @@ pub mod growth;
 pub mod guard;
 pub mod holes;
 pub mod identity;
+pub mod in_use;
 pub mod journal;
 pub mod keeper;
 pub mod ledger;
@@ -81,9 +82,11 @@ pub mod sys;
 pub mod target;
 pub mod throttle;
 pub mod tls;
+pub mod trust;
 pub mod unreadable;
 pub mod uplink;
 pub mod wants;
+pub mod written;
 
 // What the tests over the wire use serves those that need a seam in here too.
 #[cfg(test)]

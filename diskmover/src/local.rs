@@ -31,7 +31,8 @@ pub fn digest_of(
 ) -> Result<(u64, u64, Hash)> {
     let size = source.identity().size;
     let unmapped = |e| MoverError::source_io("cannot map the source", &e);
-    let plan = Mutex::new(Plan::new(source.extents(true)?, size));
+    let extents = source.extents(source.has_sound_holes())?;
+    let plan = Mutex::new(Plan::new(extents, size));
     let ledger = Mutex::new(Ledger::new(size));
     let step = || lock(&plan).next(|_| false).map_err(unmapped);
     let hash_all = || -> Result<()> {

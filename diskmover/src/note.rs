@@ -17,11 +17,16 @@ pub fn once(told: &AtomicBool, text: impl FnOnce() -> String) {
     if told.swap(true, Ordering::Relaxed) {
         return;
     }
+    leave(text());
+}
+
+/// Leaves a note.
+pub fn leave(text: String) {
     let mut notes = lock(&NOTES);
     if notes.len() == MOST {
         notes.pop_front();
     }
-    notes.push_back(text());
+    notes.push_back(text);
 }
 
 /// Takes all notes left so far.

@@ -246,9 +246,11 @@ fn find_part(spec: &TargetSpec, tag: &str, size: u64, since: Option<Hash>) -> Re
         // Killed between publishing and tidying up.
         names.remove(&names.journal)?;
         names.remove(&names.part)?;
+        let receipt = &found.receipt;
         // What was never read is in no bitmap: nothing can be built on that.
-        if since != Some(found.root) || !found.unreadable.is_empty() {
-            return Ok(Found::Published(found));
+        if since != Some(receipt.root) || !receipt.unreadable.is_empty() {
+            found.check_untouched(&names, receipt::file_stamp(&names, &names.base)?)?;
+            return Ok(Found::Published(found.receipt));
         }
         publish::reopen(&names)?;
     }

@@ -62,7 +62,7 @@ pub fn publish(
         );
         return Err(MoverError::new(Code::TargetPath, text).at_receiver());
     };
-    receipt::write(names, proof, id)?;
+    receipt::write(names, proof, id, Some(receipt::stamp_of(&stat)))?;
     match rename_new(names) {
         Ok(()) => {}
         Err(Errno::EXIST) => {

@@ -32,6 +32,7 @@ use crate::priority::IoPriority;
 use crate::progress::Progress;
 use crate::salvage::OnReadError;
 use crate::tls::TlsFiles;
+use crate::trust::Holes;
 
 pub use finish::{Finish, Turn};
 pub use patience::STALL;
@@ -62,7 +63,9 @@ pub struct Job {
     /// How hard to compress.
     pub compression: Compression,
     /// Whether holes are believed.
-    pub trust_holes: bool,
+    pub holes: Holes,
+    /// Copy also what a QEMU has open for writing.
+    pub despite_lock: bool,
     /// What to do where a source gives EIO.
     pub on_read_error: OnReadError,
     /// Memory for chunks.
@@ -102,7 +105,15 @@ impl Push {
                 );
                 return Err(MoverError::new(Code::SourceInvalid, text).in_volume(id));
             }
-            volumes.push(Volume::new(id.clone(), source, job.trust_holes)?);
+            if !job.despite_lock {
+                source.check_unused().map_err(|e| e.in_volume(id))?;
+            }
+            let trust_holes = match job.holes {
+                Holes::Auto => source.has_sound_holes(),
+                Holes::Trust => true,
+                Holes::Read => false,
+            };
+            volumes.push(Volume::new(id.clone(), source, trust_holes)?);
         }
         let shared = Arc::new(Shared::new(job, config, nonce, volumes));
         let thread = {
@@ -203,7 +214,8 @@ mod tests {
             most_connections: 1,
             limit: None,
             compression: Compression::Off,
-            trust_holes: true,
+            holes: Holes::Auto,
+            despite_lock: false,
             on_read_error: OnReadError::Fail,
             buffer_bytes: 0,
             io_priority: IoPriority::Normal,

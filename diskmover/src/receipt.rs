@@ -2,18 +2,19 @@
 //!
 //! It is written before the part gets its final name, and counts only when the
 //! file of that name is the inode that it gives: so it is right whenever the
-//! process is killed.
+//! process is killed. It answers for that file only as long as nobody has written to
+//! it: what was placed and used since is no copy any more.
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
 
-use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, Stat, StatxFlags};
 use rustix::io::Errno;
 
 use crate::beneath::{self, Names};
 use crate::digest::{Hash, hex};
-use crate::error::Result;
+use crate::error::{Code, MoverError, Result};
 #[cfg(test)]
 use crate::faults::{self, Op};
 use crate::messages::Receipt;
@@ -35,6 +36,50 @@ pub struct FileId {
     pub born_ns: i64,
 }
 
+/// Changes when the file or device is written: the time of the last write to a file
+/// in ns, or what was written to a device.
+pub type Stamp = u64;
+
+/// What was published, and how it was found afterwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The proof.
+    pub receipt: Receipt,
+    /// Which file or device it is about.
+    pub id: FileId,
+    /// As it was then; None when nobody knew.
+    pub stamp: Option<Stamp>,
+}
+
+impl Published {
+    /// Fails when the place has been written to since; `now` is its stamp.
+    pub fn check_untouched(&self, names: &Names, now: Option<Stamp>) -> Result<()> {
+        if self.stamp.is_none() || self.stamp == now {
+            return Ok(());
+        }
+        let text = format!(
+            "this copy has placed {:?} before, and it has been written to since; move it out of the way, or discard the copy, to copy again",
+            names.shown
+        );
+        Err(MoverError::new(Code::TargetExists, text).at_receiver())
+    }
+}
+
+/// The stamp of the file under `file`.
+pub fn file_stamp(names: &Names, file: &str) -> Result<Option<Stamp>> {
+    match rustix::fs::statat(&names.dir, file, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(stamp_of(&stat))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(names.failed("cannot stat", file, e)),
+    }
+}
+
+/// The stamp of a file that is like this.
+pub fn stamp_of(stat: &Stat) -> Stamp {
+    let ns = stat.st_mtime.wrapping_mul(1_000_000_000);
+    (ns as u64).wrapping_add(stat.st_mtime_nsec)
+}
+
 /// What stands under `file`, if anything does.
 pub fn file_id(names: &Names, file: &str) -> Result<Option<FileId>> {
     let wanted = StatxFlags::INO | StatxFlags::BTIME;
@@ -54,7 +99,7 @@ pub fn file_id(names: &Names, file: &str) -> Result<Option<FileId>> {
 }
 
 /// Writes the receipt for the file that now stands under `names.part`, durably.
-pub fn write(names: &Names, receipt: &Receipt, id: FileId) -> Result<()> {
+pub fn write(names: &Names, receipt: &Receipt, id: FileId, stamp: Option<Stamp>) -> Result<()> {
     let title = match receipt.unreadable.is_empty() {
         true => TITLE,
         false => DEGRADED_TITLE,
@@ -70,6 +115,9 @@ pub fn write(names: &Names, receipt: &Receipt, id: FileId) -> Result<()> {
         id.inode,
         id.born_ns,
     );
+    if let Some(stamp) = stamp {
+        text.push_str(&format!("stamp {stamp}\n"));
+    }
     for range in receipt.unreadable.ranges() {
         let len = range.end - range.start;
         text.push_str(&format!("unreadable {} {len}\n", range.start));
@@ -96,7 +144,7 @@ pub fn write(names: &Names, receipt: &Receipt, id: FileId) -> Result<()> {
 }
 
 /// Reads the receipt; None when there is none or it is damaged.
-pub fn read(names: &Names) -> Result<Option<(Receipt, FileId)>> {
+pub fn read(names: &Names) -> Result<Option<Published>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW;
     let fd = match beneath::open(&names.dir, &names.receipt, flags, Mode::empty()) {
         Ok(fd) => fd,
@@ -110,19 +158,19 @@ pub fn read(names: &Names) -> Result<Option<(Receipt, FileId)>> {
 }
 
 /// The receipt, if the file under the final name is the one that it is about.
-pub fn published(names: &Names) -> Result<Option<Receipt>> {
-    let Some((receipt, id)) = read(names)? else {
+pub fn published(names: &Names) -> Result<Option<Published>> {
+    let Some(published) = read(names)? else {
         return Ok(None);
     };
-    Ok((file_id(names, &names.base)? == Some(id)).then_some(receipt))
+    Ok((file_id(names, &names.base)? == Some(published.id)).then_some(published))
 }
 
-fn parse(text: &str) -> Option<(Receipt, FileId)> {
+fn parse(text: &str) -> Option<Published> {
     let (body, check) = text.rsplit_once("check ")?;
     if check.strip_suffix('\n')? != blake3::hash(body.as_bytes()).to_hex().as_str() {
         return None;
     }
-    let mut lines = body.lines();
+    let mut lines = body.lines().peekable();
     let is_degraded = match lines.next()? {
         TITLE => false,
         DEGRADED_TITLE => true,
@@ -137,13 +185,17 @@ fn parse(text: &str) -> Option<(Receipt, FileId)> {
     let mode = CopyMode::from_name(field("mode")?)?;
     let inode = field("inode")?.parse().ok()?;
     let born_ns = field("born_ns")?.parse().ok()?;
+    let stamp = match lines.next_if(|line| line.starts_with("stamp ")) {
+        Some(line) => Some(line.strip_prefix("stamp ")?.parse().ok()?),
+        None => None,
+    };
     let ranges: Option<Vec<_>> = lines.map(parse_range).collect();
     let unreadable = Unreadable::of(ranges?, size)?;
     if unreadable.is_empty() == is_degraded {
         return None;
     }
-    Some((
-        Receipt {
+    Some(Published {
+        receipt: Receipt {
             volume,
             size,
             data,
@@ -152,8 +204,9 @@ fn parse(text: &str) -> Option<(Receipt, FileId)> {
             mode,
             unreadable,
         },
-        FileId { inode, born_ns },
-    ))
+        id: FileId { inode, born_ns },
+        stamp,
+    })
 }
 
 fn parse_range(line: &str) -> Option<Range<u64>> {
@@ -193,10 +246,30 @@ mod tests {
             unreadable: Unreadable::default(),
         };
         let id = file_id(&names, &names.part).unwrap().unwrap();
-        write(&names, &receipt, id).unwrap();
+        let stamp = file_stamp(&names, &names.part).unwrap();
+        write(&names, &receipt, id, stamp).unwrap();
         assert_eq!(published(&names).unwrap(), None, "nothing stands there yet");
         std::fs::rename(dir.path().join(&names.part), &path).unwrap();
-        assert_eq!(published(&names).unwrap(), Some(receipt));
+        let found = published(&names).unwrap().unwrap();
+        let expected = Published { receipt, id, stamp };
+        assert_eq!(found, expected);
+        let now = || file_stamp(&names, "disk").unwrap();
+        found.check_untouched(&names, now()).unwrap();
+        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(1);
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(later)
+            .unwrap();
+        let error = found.check_untouched(&names, now()).unwrap_err();
+        assert_eq!(error.code, Code::TargetExists);
+        // Older receipts do not know how it was.
+        let older = Published {
+            stamp: None,
+            ..found
+        };
+        older.check_untouched(&names, now()).unwrap();
         std::fs::rename(&path, dir.path().join("kept")).unwrap();
         std::fs::write(&path, b"x").unwrap();
         assert_eq!(
@@ -221,7 +294,7 @@ mod tests {
             mode: CopyMode::GuestVisible,
             unreadable: Unreadable::default(),
         };
-        write(&names, &receipt, id).unwrap();
+        write(&names, &receipt, id, Some(5)).unwrap();
         let path = dir.path().join(&names.receipt);
         let good = std::fs::read(&path).unwrap();
         for at in 0..good.len() {
@@ -249,8 +322,8 @@ mod tests {
             mode: CopyMode::Verbatim,
             unreadable: Unreadable::of(many, size).unwrap(),
         };
-        write(&names, &receipt, id).unwrap();
-        assert_eq!(published(&names).unwrap(), Some(receipt));
+        write(&names, &receipt, id, None).unwrap();
+        assert_eq!(published(&names).unwrap().unwrap().receipt, receipt);
         let text = std::fs::read_to_string(dir.path().join(&names.receipt)).unwrap();
         assert!(
             text.starts_with("diskmover receipt 2\n"),

@@ -159,6 +159,7 @@ def test_errors_are_data(certs: Certs, tmp_path: Path) -> None:
         {"session_id": ""},
         {"reconnect_timeout_seconds": -1.0},
         {"reconnect_timeout_seconds": float("nan")},
+        {"holes": "some"},
     ],
 )
 def test_impossible_arguments_are_refused(

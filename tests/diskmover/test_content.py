@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,3 +80,32 @@ def test_compression_is_only_a_matter_of_the_wire(
     assert packed["digest"] == plain["digest"]
     assert packed["wire_bytes"] < plain["wire_bytes"] / 10
     assert tool.same(serve.root / "packed", serve.root / "plain")
+
+
+def test_holes_of_a_file_system_without_a_good_record_are_read(
+    serve: Serve, certs: Certs, tmp_path: Path
+) -> None:
+    image = tmp_path / "behind-fuse"
+    _holes(8 * MIB, (3 * MIB, b"data"))(image)
+    mounted = tmp_path / "on-fuse"
+    mounted.touch()
+    node = f"driver=raw,node-name=n,read-only=on,file.driver=file,file.filename={image}"
+    export = f"type=fuse,id=e,node-name=n,mountpoint={mounted}"
+    with subprocess.Popen(
+        ["qemu-storage-daemon", "--blockdev", node, "--export", export], stderr=subprocess.PIPE
+    ) as daemon:
+        try:
+            tool.eventually("it is mounted", lambda: mounted.stat().st_size == 8 * MIB)
+            told = {}
+            for holes in ("auto", "trust"):
+                told[holes] = tool.run(
+                    "push", mounted, "--to", serve.address, "--name", f"fuse-{holes}",
+                    "--holes", holes, *certs.options("a"),
+                )  # fmt: skip
+                assert told[holes].code == 0, told[holes].err
+                assert tool.same(image, serve.root / f"fuse-{holes}")
+        finally:
+            daemon.terminate()
+            daemon.wait(tool.PATIENCE_SECONDS)
+    assert told["auto"].err.count("FUSE, whose word about holes is not taken") == 1
+    assert "holes" not in told["trust"].err

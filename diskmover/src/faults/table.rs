@@ -21,6 +21,7 @@ use crate::pool::lock;
 use crate::push::{Job, Push};
 use crate::rig::{Rig, SESSION, TAG, eventually, finish, noise, run};
 use crate::target::Proof;
+use crate::trust::Holes;
 
 /// Data, a hole, data, and an odd tail that O_DIRECT cannot take.
 const SIZE: u64 = 3 * CHUNK + 5000;
@@ -577,7 +578,7 @@ fn what_was_placed_on_the_word_of_a_map_is_not_gone_on_from_when_holes_are_read(
     scene.copy().expect_err("nothing can be read");
     drop((lie, blind));
     let job = Job {
-        trust_holes: false,
+        holes: Holes::Read,
         ..scene.job()
     };
     run(job).unwrap();

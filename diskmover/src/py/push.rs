@@ -34,11 +34,12 @@ impl Push {
         connections: Option<usize>,
         limit_bytes_per_second: Option<u64>,
         compression: Option<Wanted>,
-        trust_holes: bool,
+        holes: &str,
         buffer_bytes: u64,
         reconnect_timeout_seconds: f64,
         io_priority: &str,
         on_read_error: &str,
+        despite_lock: bool,
     ) -> PyResult<Self> {
         let key = values::secret(key).map_err(|e| raise(py, &e))?;
         let compression = values::compression(compression);
@@ -59,7 +60,8 @@ impl Push {
                 most_connections: connections.unwrap_or(MANY),
                 limit: limit_bytes_per_second,
                 compression: compression?,
-                trust_holes,
+                holes: values::holes(holes)?,
+                despite_lock,
                 on_read_error: values::on_read_error(on_read_error)?,
                 buffer_bytes,
                 io_priority: values::io_priority(io_priority)?,

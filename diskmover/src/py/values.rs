@@ -19,6 +19,7 @@ use crate::salvage::OnReadError;
 use crate::seeds::SeedSpec;
 use crate::target::{Care, Container, Place, Proof, TargetSpec, Trust};
 use crate::tls::TlsFiles;
+use crate::trust::Holes;
 
 pub(super) type Tls = (PathBuf, PathBuf, PathBuf);
 pub(super) type Placing = (
@@ -97,6 +98,11 @@ pub(super) fn compression(wanted: Option<Wanted>) -> Result<Compression> {
 pub(super) fn io_priority(name: &str) -> Result<IoPriority> {
     let text = format!("{name:?} is no I/O priority: \"normal\", \"low\" or \"idle\"");
     IoPriority::named(name).ok_or_else(|| MoverError::new(Code::InvalidArgument, text))
+}
+
+pub(super) fn holes(name: &str) -> Result<Holes> {
+    let text = format!("{name:?} is nothing to do about holes: \"auto\", \"trust\" or \"read\"");
+    Holes::named(name).ok_or_else(|| MoverError::new(Code::InvalidArgument, text))
 }
 
 pub(super) fn on_read_error(name: &str) -> Result<OnReadError> {

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use diskmover::base::PIECE;
 use diskmover::digest::CHUNK;
@@ -13,6 +14,7 @@ use diskmover::opening::{self, Announced};
 use diskmover::push::Push;
 use diskmover::revision::Revision;
 use diskmover::salvage::OnReadError;
+use diskmover::source::{FileSource, Source};
 use diskmover::target::{Care, Opened, Place, TargetSpec};
 use diskmover::{device, local};
 
@@ -146,6 +148,10 @@ fn a_device_full_of_other_data_becomes_the_image_whatever_its_sectors() {
         let push = copy(&rig, &source, &target, size);
         finish(&push).unwrap();
         assert_eq!(push.progress().wire, 0);
+        // Until somebody uses what was placed.
+        target.write(b"used", 9);
+        let error = finish(&copy(&rig, &source, &target, size)).unwrap_err();
+        assert_eq!(error.code, Code::TargetExists, "{error}");
     }
 }
 
@@ -165,6 +171,100 @@ fn devices_are_sources_too() {
         let allocated = std::fs::metadata(&target).unwrap().blocks() * 512;
         assert!(allocated < 4 << 20, "zeros took {allocated} bytes");
     }
+}
+
+/// A copy of a device to a file, of which a part has arrived.
+fn half_copied(rig: &Rig, source: &Loop, size: u64) -> Push {
+    rig.open(&[("disk", size)]).unwrap();
+    let mut job = rig.job(&[&source.path]);
+    job.volumes[0].0 = "disk".into();
+    job.limit = Some(20 << 20);
+    let push = Push::start(job).unwrap();
+    eventually("half of it arrives", || {
+        (push.progress().done >= size / 2).then_some(())
+    });
+    push
+}
+
+#[test]
+fn a_device_that_is_written_meanwhile_is_gone_through_again() {
+    let size = 24 * CHUNK;
+    // Through the page cache and left there, around it, and by giving sectors back.
+    let cached = |path: &Path| {
+        let file = File::options().write(true).open(path).unwrap();
+        file.write_all_at(b"changed", 3).unwrap();
+        Some(file)
+    };
+    let durable = |path: &Path| {
+        let file = cached(path)?;
+        file.sync_all().unwrap();
+        None
+    };
+    let discarded = |path: &Path| {
+        let mut discard = Command::new("blkdiscard");
+        discard.args(["--offset", "0", "--length", &CHUNK.to_string()]);
+        assert!(discard.arg(path).status().unwrap().success());
+        None
+    };
+    type Write<'a> = &'a dyn Fn(&Path) -> Option<File>;
+    let writes: [Write<'_>; 3] = [&cached, &durable, &discarded];
+    for (number, write) in writes.into_iter().enumerate() {
+        let rig = Rig::new();
+        let source = loops(&rig, size, 512);
+        source.write(&noise(9, size as usize), 0);
+        let push = half_copied(&rig, &source, size);
+        let _open = write(&source.path);
+        push.set_limit(None).unwrap();
+        let receipts = finish(&push).unwrap();
+        let there = source.read(size);
+        assert!(
+            std::fs::read(rig.root().join("disk")).unwrap() == there,
+            "write {number}: a mix was published"
+        );
+        assert_eq!(receipts[0].root, local::digest(&source.path).unwrap().2);
+        let wire = push.progress().wire;
+        assert!(
+            wire < size + 2 * CHUNK,
+            "write {number}: sent twice, {wire} bytes"
+        );
+    }
+}
+
+#[test]
+fn a_device_that_is_never_at_rest_is_refused_in_the_end() {
+    let rig = Rig::new();
+    let size = 24 * CHUNK;
+    let source = loops(&rig, size, 512);
+    source.write(&noise(10, size as usize), 0);
+    let push = half_copied(&rig, &source, size);
+    push.set_limit(None).unwrap();
+    let mut count = 0u64;
+    let error = eventually("the copy ends", || {
+        source.write(&count.to_le_bytes(), count % 20 * CHUNK);
+        count += 1;
+        push.wait(Duration::ZERO)
+    })
+    .unwrap_err();
+    assert_eq!(error.code, Code::SourceChanged, "{error}");
+    assert!(!rig.root().join("disk").exists(), "a mix was published");
+}
+
+#[test]
+fn only_what_is_written_after_the_opening_makes_a_device_another_one() {
+    let rig = Rig::new();
+    let source = loops(&rig, 4 * CHUNK, 512);
+    let file = File::options().write(true).open(&source.path).unwrap();
+    // Still in the page cache, and written back when it is read.
+    file.write_all_at(&noise(11, 1 << 20), 0).unwrap();
+    let opened = FileSource::open(&source.path).unwrap();
+    assert!(source.read(4 * CHUNK)[..1 << 20] == noise(11, 1 << 20));
+    file.sync_all().unwrap();
+    opened.check_unchanged().unwrap();
+    file.write_all_at(b"x", CHUNK).unwrap();
+    let error = opened.check_unchanged().unwrap_err();
+    assert_eq!(error.code, Code::SourceChanged, "{error}");
+    opened.renew().unwrap();
+    opened.check_unchanged().unwrap();
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod passes;
 mod peer;
 mod pki;
 mod proof;
+mod receipts;
 mod relay;
 mod revisions;
 mod rig;

@@ -16,6 +16,7 @@ use diskmover::push::{Job, Push, STALL};
 use diskmover::salvage::OnReadError;
 use diskmover::session::{Opening, Phase};
 use diskmover::target::{Care, TargetSpec};
+use diskmover::trust::Holes;
 use tempfile::TempDir;
 
 use super::pki::{Pki, uri};
@@ -174,7 +175,8 @@ pub fn job_to(address: &str, pki: &Pki) -> Job {
         most_connections: 64,
         limit: None,
         compression: Compression::Level(1),
-        trust_holes: true,
+        holes: Holes::Trust,
+        despite_lock: false,
         on_read_error: OnReadError::Fail,
         buffer_bytes: 8 * CHUNK,
         io_priority: IoPriority::Normal,
