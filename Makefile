@@ -84,7 +84,7 @@ test-rust: setup
 
 # Coverage is counted by flags that stable rustc has; cargo test runs the same
 # targets for a fixed number of changes. What it finds stays in build/fuzz.
-FUZZ_TARGETS := frame message state journal zstd nbd
+FUZZ_TARGETS := frame message state dirty journal zstd nbd
 FUZZ_TRIPLE   = $(shell rustc -vV | sed -n 's/^host: //p')
 FUZZ_FLAGS   := -Cpasses=sancov-module \
   $(addprefix -Cllvm-args=-sanitizer-coverage-,level=4 inline-8bit-counters pc-table trace-compares) \

@@ -34,8 +34,8 @@ class ErrorCode(StrEnum):
     PROTOCOL = "PROTOCOL"
     """The peer broke the wire protocol, or is not diskmover at all."""
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
-    """A configured bound (sessions, connections, volume size) is reached, or the host
-    gives no memory."""
+    """The receiver has all the sessions, or the session all the connections, that it
+    takes; or a host gives no memory."""
     CONNECT_FAILED = "CONNECT_FAILED"
     """The receiver cannot be reached."""
     LINK_LOST = "LINK_LOST"
@@ -51,7 +51,7 @@ class ErrorCode(StrEnum):
     SOURCE_MISSING = "SOURCE_MISSING"
     """The source file does not exist."""
     SOURCE_INVALID = "SOURCE_INVALID"
-    """The source is a symlink, a directory or of another size than announced."""
+    """The source is a symlink, a directory, of another size than announced, or too large."""
     SOURCE_CHANGED = "SOURCE_CHANGED"
     """The source was written, replaced or cut while it was copied, or (retryable) a
     QEMU has it open for writing."""

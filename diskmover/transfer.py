@@ -8,6 +8,9 @@
 Everything here blocks for a bounded time and releases the GIL; call it from a
 thread when an event loop runs. The work itself is done by threads of the Rust
 core, which never touch Python.
+
+Threads do not go along in a fork: in a child, a `Receiver` or `Push` of its parent
+raises RuntimeError whatever is asked of it. The child may make its own.
 """
 
 from __future__ import annotations

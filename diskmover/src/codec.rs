@@ -184,9 +184,73 @@ mod tests {
         );
         let skippable = [&[0x50, 0x2A, 0x4D, 0x18, 4, 0, 0, 0, 1, 2, 3, 4][..], &one].concat();
         assert!(decode(&skippable, 500).is_err());
-        // A header that claims the right size over a window of 2 GiB.
-        let window = [0x28, 0xB5, 0x2F, 0xFD, 0x80, 0xA8, 0xF4, 1, 0, 0, 1, 0, 0];
-        assert!(decode(&window, 500).is_err());
+    }
+
+    /// Where the descriptor of a frame lies, behind the magic number.
+    const DESCRIPTOR: usize = 4;
+    const SINGLE_SEGMENT: u8 = 1 << 5;
+
+    /// The same frame with a window of 2^log bytes in place of its content's size.
+    fn windowed(frame: &[u8], log: u8) -> Vec<u8> {
+        let mut out = frame.to_vec();
+        assert_ne!(
+            out[DESCRIPTOR] & SINGLE_SEGMENT,
+            0,
+            "it has a window already"
+        );
+        assert_ne!(
+            out[DESCRIPTOR] >> 6,
+            0,
+            "the size would be lost with the flag"
+        );
+        out[DESCRIPTOR] &= !SINGLE_SEGMENT;
+        out.insert(DESCRIPTOR + 1, (log - 10) << 3);
+        out
+    }
+
+    #[test]
+    fn no_window_makes_the_decoder_allocate_one() {
+        let data: Vec<u8> = (0..100_000u32).map(|i| (i / 100) as u8).collect();
+        let frame = frame(&data);
+        let mut decoder = Decoder::new().unwrap();
+        let mut out = vec![0; data.len()];
+        decoder.decompress(&frame, &mut out).unwrap();
+        let before = decoder.context.sizeof();
+        for log in 27..=31 {
+            out.fill(0xAA);
+            let asks = windowed(&frame, log);
+            assert_eq!(decoder.decompress(&asks, &mut out), Ok(()), "2^{log}");
+            assert!(out == data, "2^{log}");
+            assert_eq!(decoder.context.sizeof(), before, "2^{log} bytes");
+        }
+        // No zstd has such windows, and none reads such a head.
+        for log in 32..=41 {
+            let refused = decoder.decompress(&windowed(&frame, log), &mut out);
+            assert_eq!(refused, Err(CodecError::Size(data.len())), "2^{log}");
+        }
+        assert_eq!(decoder.context.sizeof(), before);
+    }
+
+    #[test]
+    fn a_frame_that_needs_a_dictionary_is_refused() {
+        let data: Vec<u8> = (0..100_000u32).map(|i| (i / 100) as u8).collect();
+        // The frame is right in all else: the number of the dictionary comes
+        // before the size, and none of its blocks uses any.
+        for (flag, number) in [(1, &[7][..]), (2, &[7, 0]), (3, &[7, 0, 0, 0])] {
+            let mut asks = frame(&data);
+            asks[DESCRIPTOR] |= flag;
+            asks.splice(DESCRIPTOR + 1..DESCRIPTOR + 1, number.iter().copied());
+            assert_eq!(decode(&asks, data.len()), Err(CodecError::Shape), "{flag}");
+        }
+        // One without a number is not known by its head, but its blocks lead nowhere.
+        let mut noise = vec![0; 20_000];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let mut context = CCtx::create();
+        context.load_dictionary(&noise).unwrap();
+        let mut asks = vec![0; noise.len()];
+        let len = context.compress2(&mut asks[..], &noise).unwrap();
+        assert!(len < 1000, "it does not use the dictionary: {len} bytes");
+        assert!(decode(&asks[..len], noise.len()).is_err());
     }
 
     #[test]

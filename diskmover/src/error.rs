@@ -180,6 +180,19 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_has_every_code_with_its_number() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let told = std::fs::read_to_string(root.join("docs/wire-protocol.md")).unwrap();
+        for code in Code::ALL {
+            let cells = format!("| {} | {} |", *code as u16, code.name());
+            assert!(
+                told.contains(&cells),
+                "{cells} is not in docs/wire-protocol.md"
+            );
+        }
+    }
+
+    #[test]
     fn full_disks_are_named() {
         let code =
             |errno| MoverError::target_io("write", &io::Error::from_raw_os_error(errno)).code;

@@ -131,7 +131,7 @@ impl Keeper<'_> {
         let segments: usize = known.map(Revision::dirty_segments).sum();
         if segments > revision::MAX_SEGMENTS {
             let text = "the sender tells of changes in more than 64 TiB";
-            return Err(about(MoverError::new(Code::LimitExceeded, text)));
+            return Err(about(MoverError::new(Code::SourceInvalid, text)));
         }
         Ok(())
     }

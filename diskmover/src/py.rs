@@ -3,11 +3,13 @@
 //! ```text
 //! receiver.rs   a listener and its sessions
 //! push.rs       a copy under way
+//! owned.rs      neither goes along in a fork
 //! values.rs     tuples there, types here
 //! ```
 //! `diskmover/_core.pyi` gives the types, `diskmover/` the documented API. No
 //! thread of the core ever touches Python; calls that can block release the GIL.
 
+mod owned;
 mod push;
 mod receiver;
 mod values;

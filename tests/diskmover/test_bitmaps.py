@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -42,7 +43,9 @@ def daemon(image: Path, socket: Path) -> Iterator[str]:
 class Disk:
     """An image with a bitmap that began when the first copy was made."""
 
-    def __init__(self, copies: Copies, folder: Path, **placing: Any) -> None:
+    def __init__(
+        self, copies: Copies, folder: Path, granularity: str = "64K", **placing: Any
+    ) -> None:
         self.copies, self.folder, self.placing = copies, folder, placing
         self.image = qemu.create(folder / "disk.qcow2", SIZE)
         self.target = folder / "target"
@@ -51,7 +54,12 @@ class Disk:
             self.first = copies.copy(
                 NbdExport(address), self.target, size_bytes=SIZE, tag=self.tag, **placing
             )
-        qemu.run("qemu-img", "bitmap", "--add", "-f", "qcow2", self.image, "b0")
+        self.begin(granularity)
+
+    def begin(self, granularity: str = "64K") -> None:
+        """Begin a bitmap."""
+        options = ("--add", "--granularity", granularity, "-f", "qcow2")
+        qemu.run("qemu-img", "bitmap", *options, self.image, "b0")
 
     @property
     def tag(self) -> str:
@@ -100,6 +108,58 @@ def test_only_what_changed_is_read_and_sent(server: Server, disk: Disk) -> None:
     assert sorted(path.name for path in disk.folder.glob(".target.*")) == [
         f".target.dm-{disk.tag}.receipt"
     ]
+
+
+@pytest.mark.parametrize(
+    ("granularity", "unchanged"),
+    # In the last, each of the four chunks takes its neighbour along.
+    [("512", SIZE - DIRTY_BYTES), ("1M", SIZE - DIRTY_BYTES), ("2M", SIZE - 2 * DIRTY_BYTES)],
+)
+def test_a_bitmap_may_be_finer_or_coarser_than_chunks(
+    granularity: str, unchanged: int, copies: Copies, tmp_path: Path
+) -> None:
+    disk = Disk(copies, tmp_path, granularity)
+    qemu.write(disk.image, *DIRTY)
+    with nbd(disk.image, tmp_path / "s") as address:
+        push = copies.start(
+            disk.export(address), disk.target, size_bytes=SIZE, tag=disk.tag, update=True
+        )
+        receipt = finish(push)
+    assert push.progress().resumed_bytes == unchanged
+    assert disk.is_right(receipt)
+
+
+def test_an_inconsistent_bitmap_is_no_base(disk: Disk) -> None:
+    # Killed with the bitmap in memory: what was written since is not in the image's.
+    writer = ["qemu-nbd", "--persistent", f"--socket={disk.folder}/w", "--format=qcow2"]
+    with qemu.serving([*writer, str(disk.image)], disk.folder / "w"):
+        address = f"nbd+unix:///?socket={disk.folder}/w"
+        qemu.run("qemu-io", "-f", "raw", "-c", "write -P 7 100M 1M", "-c", "flush", address)
+    told = json.loads(qemu.run("qemu-img", "info", "--output=json", disk.image))
+    bitmap = told["format-specific"]["data"]["bitmaps"][0]
+    assert "in-use" in bitmap["flags"], "this is how QEMU calls it"
+    # QEMU does not export it, and without it there is nothing to rely on.
+    with (
+        pytest.raises(AssertionError, match=r"inconsistent|in use"),
+        nbd(disk.image, disk.folder / "s"),
+    ):
+        pass
+    with (
+        qemu.export(disk.image, disk.folder / "s") as address,
+        pytest.raises(MoverError, match="no dirty bitmap") as failed,
+    ):
+        disk.copies.copy(
+            disk.export(address), disk.target, size_bytes=SIZE, tag=disk.tag, update=True
+        )
+    assert failed.value.code is ErrorCode.SOURCE_INVALID
+    assert digest(disk.target).digest == disk.first.digest
+    # A new one begins with a new copy, which has what the old one has missed.
+    qemu.run("qemu-img", "bitmap", "--remove", "-f", "qcow2", disk.image, "b0")
+    disk.target.unlink()
+    disk.begin()
+    with qemu.export(disk.image, disk.folder / "s") as address:
+        receipt = disk.copies.copy(NbdExport(address), disk.target, size_bytes=SIZE, tag="anew")
+    assert receipt.digest == disk.now() != disk.first.digest
 
 
 def test_nothing_changed(disk: Disk) -> None:

@@ -125,6 +125,32 @@ def test_tls_1_2_is_not_spoken(serve: Serve, certs: Certs) -> None:
         stranger.dial(serve.address, old)
 
 
+def test_a_receiver_of_tls_1_2_is_sent_nothing(certs: Certs, tmp_path: Path) -> None:
+    old = stranger.context(True, *certs.paths("b"), certs.ca)
+    old.minimum_version = old.maximum_version = ssl.TLSVersion.TLSv1_2
+    source = tool.noise(tmp_path / "disk", 1000)
+    refused: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def receive() -> None:
+            raw, _ = listener.accept()
+            with raw:
+                raw.settimeout(60)
+                try:
+                    old.wrap_socket(raw, server_side=True).close()
+                except ssl.SSLError as error:
+                    refused.append(str(error.reason))
+
+        thread = threading.Thread(target=receive)
+        thread.start()
+        address = "{}:{}".format(*listener.getsockname())
+        options = ["--connections", "1", "--json", *certs.options("a")]
+        pushed = tool.run("push", source, "--to", address, *options)
+        thread.join(60)
+    assert refused == ["UNSUPPORTED_PROTOCOL"]
+    assert (pushed.code, pushed.error["code"]) == (1, "PROTOCOL"), pushed.err
+
+
 def test_nobody_is_heard_without_a_certificate(serve: Serve, certs: Certs) -> None:
     anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anonymous.check_hostname = False

@@ -2,14 +2,13 @@
 
 Each parser is given what it may meet and what nobody would write: it may raise its own
 error and no other, it reads and writes a bounded amount, and nothing lies outside of
-where it was told to put things.
+where it was told to put things. Headers of qcow2 images are in test_hostile_headers.py.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import struct
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -25,7 +24,6 @@ from controlplane.common.reasons import Reason
 from hostd.disks import baggage
 from hostd.disks.baggage import unpack
 from hostd.disks.manifest import Home, read_manifest, volumes_of
-from hostd.disks.qcow2 import MAGIC, Qcow2Error, Qcow2Header, parse_header
 from hostd.libvirt.definition import parse_definition
 from hostd.libvirt.transform import transform_domain, transform_snapshot
 from hostd.libvirt.xml import XmlError
@@ -33,70 +31,6 @@ from hostd.v1 import preflight_pb2
 
 UUID = "11111111-2222-4333-8444-555555555555"
 in_a_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-
-# --- qcow2 -------------------------------------------------------------------
-
-
-def header(
-    version: int = 3,
-    backing: tuple[int, int] = (0, 0),
-    cluster_bits: int = 16,
-    size: int = 1 << 30,
-    crypt: int = 0,
-    snapshots: int = 0,
-    incompatible: int = 0,
-    length: int = 104,
-    rest: bytes = b"",
-) -> bytes:
-    start = struct.pack(">4sIQIIQIIQQIIQ", MAGIC, version, *backing, cluster_bits, size, crypt,
-                        0, 0, 0, 0, snapshots, 0)  # fmt: skip
-    return start + struct.pack(">QQQII", incompatible, 0, 0, 4, length) + rest
-
-
-u32, u64 = st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)
-near = st.integers(0, 600)
-headers = st.builds(
-    header,
-    version=st.sampled_from([2, 3]) | u32,
-    backing=st.tuples(near | u64, near | u32),
-    cluster_bits=st.integers(9, 21) | u32,
-    size=u64,
-    crypt=st.integers(0, 3) | u32,
-    snapshots=u32,
-    incompatible=st.integers(0, 31) | u64,
-    length=st.sampled_from([104, 112]) | u32,
-    rest=st.binary(max_size=512),
-)
-
-
-def looked_into(data: bytes) -> Qcow2Header | None:
-    try:
-        return parse_header(data)
-    except Qcow2Error:
-        return None
-
-
-def test_the_headers_of_these_tests_are_real() -> None:
-    found = looked_into(header(backing=(104, 4), rest=b"base"))
-    assert found is not None
-    assert (found.version, found.backing_file, found.virtual_size_bytes) == (3, "base", 1 << 30)
-
-
-@given(headers | st.binary(max_size=700) | st.binary(max_size=600).map(lambda b: MAGIC + b))
-@settings(max_examples=300)
-def test_a_qcow2_header_is_understood_or_refused(data: bytes) -> None:
-    found = looked_into(data)
-    if found is not None:
-        assert 0 <= found.virtual_size_bytes < 1 << 63
-        assert 9 <= found.cluster_bits <= 21
-        for name in (found.backing_file, found.backing_format):
-            assert name is None or (name and name.isprintable())
-
-
-@given(headers, st.integers(0, 700))
-def test_a_qcow2_header_cut_short_is_understood_or_refused(data: bytes, length: int) -> None:
-    looked_into(data[:length])
-
 
 # --- baggage -----------------------------------------------------------------
 

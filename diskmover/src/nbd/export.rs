@@ -74,7 +74,7 @@ impl NbdSource {
         }
         if export.size > digest::MAX_SIZE {
             let text = format!("the {shown} has {} bytes, more than 64 TiB", export.size);
-            return Err(MoverError::new(Code::LimitExceeded, text));
+            return Err(MoverError::new(Code::SourceInvalid, text));
         }
         if let Some(name) = bitmap
             && !has(&pool, Context::Bitmap)

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use pyo3::prelude::*;
 
+use super::owned::Owned;
 use super::values::{self, Outgoing, Progress, Receipt, Tls, Wanted};
 use super::{detached, raise};
 use crate::error::Result;
@@ -15,7 +16,7 @@ const MANY: usize = 32;
 
 #[pyclass(frozen)]
 pub(super) struct Push {
-    inner: push::Push,
+    inner: Owned<push::Push>,
 }
 
 #[pymethods]
@@ -69,22 +70,29 @@ impl Push {
                 stall: push::STALL,
             })
         })?;
-        Ok(Push { inner })
+        Ok(Push {
+            inner: Owned::new("Push", inner),
+        })
     }
 
-    fn progress(&self, py: Python<'_>) -> Progress {
-        values::progress_tuple(py.detach(|| self.inner.progress()))
+    fn progress(&self, py: Python<'_>) -> PyResult<Progress> {
+        let push = self.inner.get()?;
+        Ok(values::progress_tuple(py.detach(|| push.progress())))
     }
 
-    fn cancel(&self, py: Python<'_>) {
-        py.detach(|| self.inner.cancel());
+    fn cancel(&self, py: Python<'_>) -> PyResult<()> {
+        let push = self.inner.get()?;
+        py.detach(|| push.cancel());
+        Ok(())
     }
 
     fn set_limit(&self, py: Python<'_>, limit_bytes_per_second: Option<u64>) -> PyResult<()> {
-        detached(py, || self.inner.set_limit(limit_bytes_per_second))
+        let push = self.inner.get()?;
+        detached(py, || push.set_limit(limit_bytes_per_second))
     }
 
     fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Vec<Receipt>>> {
+        let push = self.inner.get()?;
         let limit = match timeout {
             Some(timeout) => Some(values::seconds(timeout.max(0.0)).map_err(|e| raise(py, &e))?),
             None => None,
@@ -96,7 +104,7 @@ impl Push {
             let left = limit.map_or(slice, |limit| {
                 limit.saturating_sub(began.elapsed()).min(slice)
             });
-            match py.detach(|| self.inner.wait(left)) {
+            match py.detach(|| push.wait(left)) {
                 Some(Ok(receipts)) => {
                     return Ok(Some(
                         receipts.into_iter().map(values::receipt_tuple).collect(),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use pyo3::prelude::*;
 
+use super::owned::Owned;
 use super::values::{self, Ended, Incoming, Status, Tls};
 use super::{detached, exception, raise};
 use crate::listener::{self, Limits};
@@ -19,7 +20,7 @@ const QUIET: Duration = Duration::from_secs(3600);
 
 #[pyclass(frozen)]
 pub(super) struct Receiver {
-    inner: listener::Receiver,
+    inner: Owned<listener::Receiver>,
 }
 
 #[pymethods]
@@ -48,11 +49,13 @@ impl Receiver {
             };
             listener::Receiver::bind(listen, values::tls(tls), limits)
         })?;
-        Ok(Receiver { inner })
+        Ok(Receiver {
+            inner: Owned::new("Receiver", inner),
+        })
     }
 
-    fn address(&self) -> String {
-        self.inner.address().to_string()
+    fn address(&self) -> PyResult<String> {
+        Ok(self.inner.get()?.address().to_string())
     }
 
     fn open_session(
@@ -64,6 +67,7 @@ impl Receiver {
         volumes: Vec<Incoming>,
         tag: String,
     ) -> PyResult<()> {
+        let receiver = self.inner.get()?;
         let key = values::secret(key).map_err(|e| raise(py, &e))?;
         let volumes = volumes.into_iter().map(values::target).collect();
         let opening = Opening {
@@ -73,11 +77,12 @@ impl Receiver {
             volumes,
             tag,
         };
-        detached(py, || self.inner.open_session(opening))
+        detached(py, || receiver.open_session(opening))
     }
 
     fn session_status(&self, py: Python<'_>, session_id: &str) -> PyResult<Status> {
-        let (phase, progress, receipts) = detached(py, || self.inner.status(session_id))?;
+        let receiver = self.inner.get()?;
+        let (phase, progress, receipts) = detached(py, || receiver.status(session_id))?;
         let (state, error) = match phase {
             Phase::Waiting => ("WAITING", None),
             Phase::Receiving => ("RECEIVING", None),
@@ -88,8 +93,10 @@ impl Receiver {
         Ok((state, values::progress_tuple(progress), receipts, error))
     }
 
-    fn close_session(&self, py: Python<'_>, session_id: &str) {
-        py.detach(|| self.inner.close_session(session_id));
+    fn close_session(&self, py: Python<'_>, session_id: &str) -> PyResult<()> {
+        let receiver = self.inner.get()?;
+        py.detach(|| receiver.close_session(session_id));
+        Ok(())
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -104,6 +111,7 @@ impl Receiver {
         qcow2: bool,
         update: bool,
     ) -> PyResult<()> {
+        let receiver = self.inner.get()?;
         let offer = Offer {
             root,
             devices,
@@ -113,10 +121,11 @@ impl Receiver {
             container: values::container(qcow2),
             update,
         };
-        detached(py, || self.inner.serve_names(offer))
+        detached(py, || receiver.serve_names(offer))
     }
 
     fn take_ended(&self, py: Python<'_>) -> PyResult<Vec<Ended>> {
+        let receiver = self.inner.get()?;
         let tell = |ended: listener::Ended| {
             let (receipts, error) = match ended.outcome {
                 Ok(receipts) => (
@@ -127,11 +136,13 @@ impl Receiver {
             };
             Ok((ended.name, ended.sender, receipts, error))
         };
-        let ended = py.detach(|| self.inner.take_ended());
+        let ended = py.detach(|| receiver.take_ended());
         ended.into_iter().map(tell).collect()
     }
 
-    fn close(&self, py: Python<'_>) {
-        py.detach(|| self.inner.close());
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let receiver = self.inner.get()?;
+        py.detach(|| receiver.close());
+        Ok(())
     }
 }

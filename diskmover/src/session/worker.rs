@@ -202,8 +202,9 @@ impl Session {
             return Err(Refused::Corrupt(text.to_owned()));
         }
         let chunk = header.offset / digest::CHUNK;
-        let taken = target.take(chunk, *hash, pieces, &mut memory.composed)?;
-        self.dirt.add(1);
+        let (taken, written) = target.take(chunk, *hash, pieces, &mut memory.composed)?;
+        // What stood there already is noted in the journal too.
+        self.dirt.add(written.max(1));
         Ok(taken)
     }
 

@@ -102,7 +102,7 @@ impl FileSource {
             .map_err(|e| MoverError::source_io(&format!("cannot measure {shown}"), &e))?;
         if identity.size > digest::MAX_SIZE {
             return Err(MoverError::new(
-                Code::LimitExceeded,
+                Code::SourceInvalid,
                 format!("{shown} has {} bytes, more than 64 TiB", identity.size),
             ));
         }
@@ -361,6 +361,20 @@ mod tests {
     use super::*;
     use crate::digest::CHUNK;
     use crate::sys::AlignedBuf;
+
+    #[test]
+    fn a_source_beyond_the_largest_volume_is_never_worth_another_try() {
+        // tmpfs takes such a file; ext4 does not.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("huge");
+        let file = File::create(&path).unwrap();
+        file.set_len(digest::MAX_SIZE).unwrap();
+        assert!(FileSource::open(&path).is_ok());
+        file.set_len(digest::MAX_SIZE + 1).unwrap();
+        let error = FileSource::open(&path).err().expect("it is taken");
+        assert_eq!((error.code, error.retryable), (Code::SourceInvalid, false));
+        assert!(error.message.contains("more than 64 TiB"), "{error}");
+    }
 
     #[test]
     fn a_source_without_direct_io_leaves_nothing_in_the_page_cache_and_a_note() {

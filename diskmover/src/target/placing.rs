@@ -48,7 +48,8 @@ impl Target {
         Ok(())
     }
 
-    /// Places a chunk from what is there, if it is. `buffer` has room for it.
+    /// Places a chunk from what is there, if it is; tells how many bytes of it were
+    /// written. `buffer` has room for it.
     ///
     /// Blocks that seeds have are put into the part even when others are missing:
     /// the patch that brings those is laid over them.
@@ -58,18 +59,21 @@ impl Target {
         hash: Hash,
         pieces: &[Hash],
         buffer: &mut [u8],
-    ) -> Result<Taken> {
+    ) -> Result<(Taken, u64)> {
         let buffer = match self.at_hand(chunk, buffer) {
             Ok(held) => held,
-            Err(taken) => return Ok(taken),
+            Err(taken) => return Ok((taken, 0)),
         };
         let missing = base::differing(buffer, pieces) & base::all(buffer.len());
         let (seeds, offset) = (&self.seeds, chunk * CHUNK);
         let filled = seeds.fill(&self.medium, offset, buffer, pieces, missing);
-        match filled.map_err(|e| self.failed("cannot write", &e).at(offset))? {
-            0 => self.adopt(chunk, 0, buffer, |found, _| *found == hash),
-            mask => Ok(Taken::Without(mask)),
-        }
+        let left = filled.map_err(|e| self.failed("cannot write", &e).at(offset))?;
+        let taken = match left {
+            0 => self.adopt(chunk, 0, buffer, |found, _| *found == hash)?,
+            mask => Taken::Without(mask),
+        };
+        let written = u64::from((missing & !left).count_ones()) * base::PIECE as u64;
+        Ok((taken, written))
     }
 
     /// Lays blocks over what the part holds and places the result, if it is what
@@ -234,3 +238,70 @@ impl Target {
 
 // A chunk's blocks and O_DIRECT's alignment have to be the same.
 const _: () = assert!(BLOCK == ALIGN);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mode::CopyMode;
+    use crate::opening::{self, Announced};
+    use crate::rig::noise;
+    use crate::seeds::SeedSpec;
+    use crate::source::Identity;
+    use crate::sys::AlignedBuf;
+    use crate::target::{Care, Opened, TargetSpec};
+
+    #[test]
+    fn what_seeds_give_is_told_as_written_and_what_stands_there_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut chunk = noise(1, CHUNK as usize);
+        std::fs::write(dir.path().join("seed"), &chunk).unwrap();
+        let spec = TargetSpec {
+            volume: "disk".into(),
+            root: dir.path().to_owned(),
+            name: "disk".into(),
+            size: None,
+            mode: 0o600,
+            uid: None,
+            gid: None,
+            care: Care {
+                seeds: vec![SeedSpec {
+                    root: dir.path().to_owned(),
+                    name: "seed".into(),
+                }],
+                ..Care::default()
+            },
+        };
+        let identity = Identity {
+            size: 2 * CHUNK,
+            mtime_ns: 1,
+            ctime_ns: 2,
+            inode: 3,
+        };
+        let announced = Announced {
+            identity,
+            mode: CopyMode::Verbatim,
+            revision: None,
+        };
+        let Opened::Receiving(target) = opening::open(&spec, "t", &announced, &|| true).unwrap()
+        else {
+            panic!("it is there already")
+        };
+        let mut buffer = AlignedBuf::new(CHUNK as usize).unwrap();
+        let mut take = |number, chunk: &[u8]| {
+            let hash = digest::chunk_hash(&digest::scan(chunk), chunk);
+            target
+                .take(number, hash, &base::hashes(chunk), &mut buffer)
+                .unwrap()
+        };
+        assert_eq!(take(0, &chunk), (Taken::Whole, CHUNK));
+        assert_eq!(take(0, &chunk), (Taken::Whole, 0), "it is done");
+        chunk[5 * base::PIECE] ^= 1;
+        let written = CHUNK - base::PIECE as u64;
+        assert_eq!(take(1, &chunk), (Taken::Without(1 << 5), written));
+        assert_eq!(
+            take(1, &chunk),
+            (Taken::Without(1 << 5), 0),
+            "they stand there"
+        );
+    }
+}

@@ -61,13 +61,15 @@ macro_rules! smoke_tests {
     )* };
 }
 
-smoke_tests! { frame message state journal zstd nbd }
+smoke_tests! { frame message state dirty journal zstd nbd }
 
 #[test]
 fn every_target_has_its_test() {
     let names: Vec<_> = TARGETS.iter().map(|(name, _)| *name).collect();
     assert_eq!(
         names,
-        ["frame", "message", "state", "journal", "zstd", "nbd"]
+        [
+            "frame", "message", "state", "dirty", "journal", "zstd", "nbd"
+        ]
     );
 }

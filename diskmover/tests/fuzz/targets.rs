@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use diskmover::beneath::Names;
 use diskmover::codec::Decoder;
-use diskmover::digest::{self, CHUNK, MAX_SIZE};
+use diskmover::digest::{self, CHUNK, MAX_SIZE, SEGMENT_CHUNKS};
 use diskmover::entry::{self, Entry};
 use diskmover::frame::{HEADER, Header};
 use diskmover::journal::{Journal, Subject};
@@ -19,6 +19,7 @@ use diskmover::nbd::client::{Client, Patience};
 use diskmover::nbd::socket::Wire;
 use diskmover::nbd::status::Known;
 use diskmover::receipt::FileId;
+use diskmover::revision::{MAX_PAYLOAD, Revision};
 use diskmover::source::Identity;
 
 /// A function that must survive any bytes.
@@ -29,6 +30,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("frame", frame),
     ("message", message),
     ("state", state),
+    ("dirty", dirty),
     ("journal", journal),
     ("zstd", zstd),
     ("nbd", nbd),
@@ -94,6 +96,44 @@ pub fn state(data: &[u8]) {
         }
     }
     holds_together(&ledger);
+}
+
+/// The size of a volume, and the payload of a DIRTY frame about it.
+pub fn dirty(data: &[u8]) {
+    let Some((size, payload)) = data.split_first_chunk::<8>() else {
+        return;
+    };
+    // Small volumes have all the edges.
+    let size = u64::from_le_bytes(*size) % (400 * CHUNK);
+    let Some(revision) = Revision::decode(payload) else {
+        return;
+    };
+    assert!(revision.dirty_segments() <= payload.len() / 12);
+    let told = revision.encode();
+    assert!(told.iter().all(|payload| payload.len() <= MAX_PAYLOAD));
+    let mut heard = told
+        .iter()
+        .map(|payload| Revision::decode(payload).unwrap());
+    let mut again = heard.next().expect("one frame at least");
+    heard.for_each(|more| again.join(more));
+    assert_eq!(again, revision, "told, but not what was heard");
+    again.join(revision.clone());
+    assert_eq!(again, revision, "told twice, it is another");
+    let all = revision.is_all(size);
+    if revision.fits(size) {
+        let mut dirty = 0;
+        for segment in 0..digest::segment_count(size) as usize {
+            let bits = revision.dirty_bits(segment);
+            let first = segment as u64 * SEGMENT_CHUNKS;
+            let there = (digest::chunk_count(size) - first).min(SEGMENT_CHUNKS);
+            assert!(
+                bits.checked_shr(there as u32).unwrap_or(0) == 0,
+                "beyond the end"
+            );
+            dirty += u64::from(bits.count_ones());
+        }
+        assert_eq!(all, dirty == digest::chunk_count(size));
+    }
 }
 
 /// Records of a journal: first as they are, then as bodies with right checksums.

@@ -9,7 +9,7 @@ use crate::table::*;
 
 #[test]
 fn handshakes() {
-    use Code::{LimitExceeded, SourceInvalid, SourceIo};
+    use Code::{SourceInvalid, SourceIo};
     all_as_they_must(vec![
         fault(
             "it hangs up at once",
@@ -227,7 +227,7 @@ fn handshakes() {
                     ..Terms::default()
                 })
             }),
-            Fail(LimitExceeded, "more than 64 TiB", None),
+            Fail(SourceInvalid, "more than 64 TiB", None),
         ),
         fault(
             "its export can be written",

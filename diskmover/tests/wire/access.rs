@@ -1,11 +1,15 @@
 //! Who may talk to whom: certificates, identities, session keys.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use diskmover::error::{Code, Side};
+use diskmover::frame::{Header, Kind};
 use diskmover::push::Job;
 
-use crate::peer::{Heard, Peer};
+use crate::peer::{Heard, Peer, listener};
 use crate::pki::uri;
-use crate::rig::{Rig, SESSION, TAG, eventually, run};
+use crate::rig::{PATIENCE, Rig, SESSION, TAG, eventually, run};
 
 type Change = fn(&Rig, &mut Job);
 
@@ -77,7 +81,7 @@ fn a_sender_with_wrong_credentials_is_told_why() {
             Side::Receiver,
         ),
         (
-            "the mover's own port is not everything that speaks TLS",
+            "nobody listens there",
             |_, job| job.to = "127.0.0.1:1".into(),
             Code::ConnectFailed,
             Side::Sender,
@@ -172,6 +176,109 @@ fn another_protocol_over_the_same_certificates_is_refused() {
         let mut peer = Peer::dial_with(&rig, config);
         peer.hello(|_| {});
         assert!(peer.hears_the_end_without_welcome(), "let in as {names:?}");
+    }
+}
+
+/// Puts a body into a TLS record or handshake message of this kind.
+fn enclosed(front: &[u8], width: usize, body: &[u8]) -> Vec<u8> {
+    let len = (body.len() as u32).to_be_bytes();
+    [front, &len[4 - width..], body].concat()
+}
+
+/// The first message of an end that speaks TLS 1.2 and nothing later: its kind,
+/// and what is between the session id and the extensions.
+fn of_tls_1_2(kind: u8, chosen: &[u8], extensions: &[u8]) -> Vec<u8> {
+    let random = [7; 32];
+    let extensions = enclosed(&[], 2, extensions);
+    let body = [&[3, 3], &random[..], &[0], chosen, &extensions].concat();
+    enclosed(&[22, 3, 3], 2, &enclosed(&[kind], 3, &body))
+}
+
+/// ECDHE-ECDSA-AES128-GCM-SHA256.
+const SUITE: [u8; 2] = [0xC0, 0x2B];
+/// Secure renegotiation, as every such server confirms it.
+const RENEGOTIATION: [u8; 5] = [0xFF, 1, 0, 1, 0];
+
+fn hello_of_tls_1_2() -> Vec<u8> {
+    let groups = [0, 10, 0, 4, 0, 2, 0, 23];
+    let signatures = [0, 13, 0, 4, 0, 2, 4, 3];
+    let chosen = [&[0, 2][..], &SUITE, &[1, 0]].concat();
+    let extensions = [&groups[..], &signatures, &RENEGOTIATION].concat();
+    of_tls_1_2(1, &chosen, &extensions)
+}
+
+/// A frame as it would be without TLS.
+fn in_the_clear(kind: Kind, payload: &[u8]) -> Vec<u8> {
+    let mut header = Header::new(kind, 1);
+    header.payload_len = payload.len() as u32;
+    [&header.encode()[..], payload].concat()
+}
+
+#[test]
+fn a_sender_without_our_tls_gets_an_alert_and_the_end() {
+    let rig = Rig::new();
+    rig.open(&[("disk", 5000)]).unwrap();
+    let protocol_version = [21, 3, 3, 0, 2, 2, 70];
+    for (what, said, alert) in [
+        ("TLS 1.2", hello_of_tls_1_2(), Some(protocol_version)),
+        ("a browser", b"GET / HTTP/1.1\r\n\r\n".to_vec(), None),
+        (
+            "frames in the clear",
+            in_the_clear(Kind::Hello, &[1; 80]),
+            None,
+        ),
+    ] {
+        let mut socket = TcpStream::connect(rig.receiver.address()).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.write_all(&said).unwrap();
+        let mut heard = Vec::new();
+        socket.read_to_end(&mut heard).expect(what);
+        assert_eq!(heard[..3], [21, 3, 3], "{what}: no alert but {heard:?}");
+        assert_eq!(heard.len(), 7, "{what}: {heard:?}");
+        if let Some(alert) = alert {
+            assert_eq!(heard, alert, "{what}");
+        }
+    }
+    let phase = rig.receiver.status(SESSION).unwrap().0;
+    assert_eq!(phase, diskmover::session::Phase::Waiting);
+    // And the receiver serves who does speak it.
+    let source = rig.source("disk", 5000, &[(0, b"content")]);
+    run(rig.job(&[&source])).unwrap();
+}
+
+#[test]
+fn a_receiver_without_our_tls_is_sent_nothing() {
+    let rig = Rig::new();
+    let source = rig.source("disk", 5000, &[(0, b"content")]);
+    let server_hello = of_tls_1_2(2, &[&SUITE[..], &[0]].concat(), &RENEGOTIATION);
+    for (what, said) in [
+        ("TLS 1.2", server_hello),
+        ("a web server", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
+        ("frames in the clear", in_the_clear(Kind::Welcome, &[1, 0])),
+    ] {
+        let (listener, address) = listener();
+        let mut job = rig.job(&[&source]);
+        job.to = address;
+        job.connections = 1;
+        let heard = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            socket.set_read_timeout(Some(PATIENCE)).unwrap();
+            let mut heard = vec![0; 5];
+            socket.read_exact(&mut heard).unwrap();
+            socket.write_all(&said).unwrap();
+            // A reset is an end as well.
+            let _ = socket.read_to_end(&mut heard);
+            heard
+        });
+        let error = run(job).expect_err(what);
+        let heard = heard.join().unwrap();
+        assert_eq!(error.code, Code::Protocol, "{what}: {error}");
+        assert!(!error.retryable, "{what}");
+        // A ClientHello, an alert, and nothing else.
+        assert_eq!(heard[..2], [22, 3], "{what}");
+        let hello = 5 + usize::from(u16::from_be_bytes([heard[3], heard[4]]));
+        assert_eq!(heard.get(hello), Some(&21), "{what}: no alert");
+        assert_eq!(heard.len(), hello + 7, "{what}: more than an alert");
     }
 }
 

@@ -275,6 +275,15 @@ pub const FAULTS: &[Fault] = faults! {
             p.send(header, &payload);
         }
         => ChunkCorrupt "compressed data" at CHUNK;
+    "a zstd frame that needs a dictionary, which nobody has",
+        |p| {
+            let mut body = zstd(&[1; CHUNK as usize]);
+            body[4] |= 1; // a byte of its number follows
+            body.insert(5, 7);
+            let (header, payload) = packed(p, &[1; CHUNK as usize], &body);
+            p.send(header, &payload);
+        }
+        => ChunkCorrupt "exactly one plain zstd frame" at CHUNK;
     "zstd that makes the chunk longer: it has no reason to",
         |p| {
             let (header, payload) = packed(p, &[1; CHUNK as usize], &noise(1, CHUNK as usize));
@@ -563,6 +572,35 @@ fn handshakes_have_a_deadline_and_connections_a_number() {
     let soon = began.elapsed() < Duration::from_millis(400);
     drop(four);
     assert!(soon, "it was let in");
+}
+
+#[test]
+fn a_session_has_64_connections_and_no_more() {
+    let rig = Rig::new();
+    rig.open(&[("disk", SIZE)]).unwrap();
+    let credentials = rig.pki.host("a");
+    let dial = || {
+        let mut peer = Peer::dial(&rig, &credentials);
+        peer.hello(|_| {});
+        peer
+    };
+    let mut all: Vec<Peer> = (0..64).map(|_| dial()).collect();
+    for peer in &mut all {
+        peer.hear_kind(Kind::Welcome);
+    }
+    let told = dial().hear_error().expect("it was let in");
+    assert_eq!((told.code, told.retryable), (Code::LimitExceeded, true));
+    assert!(told.message.contains("64 connections"), "{told}");
+    // It costs the others nothing, and there is room again when one has gone.
+    assert_eq!(rig.receiver.status(SESSION).unwrap().0, Phase::Receiving);
+    all.pop().unwrap().hang_up();
+    eventually("another one is let in", || {
+        let mut peer = dial();
+        matches!(peer.hear(), Heard::Frame(h, _) if h.kind == Kind::Welcome).then_some(())
+    });
+    let mut first = all.swap_remove(0);
+    first.open(0, "disk", SIZE);
+    first.hear_kind(Kind::Opened);
 }
 
 #[test]

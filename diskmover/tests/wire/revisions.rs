@@ -181,7 +181,7 @@ fn nonsense_about_changes_ends_the_session() {
             Code::Protocol,
         ),
         ("beyond the end", &beyond, Code::Protocol),
-        ("more than there can be", &endless, Code::LimitExceeded),
+        ("more than there can be", &endless, Code::SourceInvalid),
         ("a mode of a later version", &mode, Code::Protocol),
     ];
     for (what, act, code) in faults {

@@ -1,7 +1,7 @@
 """Images as QEMU makes them, and as nobody should: what is followed, and what keeps a machine.
 
 Rows 37 to 39 and 41 to 43 of the nasty cases of disk movers; the parser itself meets
-arbitrary bytes in tests/hostd/test_hostile_bytes.py.
+arbitrary bytes in tests/hostd/test_hostile_headers.py.
 """
 
 from __future__ import annotations
