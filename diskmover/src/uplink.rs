@@ -104,6 +104,7 @@ fn open_and_run(shared: &Shared, link: &Link) -> Ended {
             end
         });
         let sent = sending::send(shared, link, &in_flight, &dead, &mut turn);
+        shared.await_farewell();
         if matches!(sent, Ok(()) | Err(End::Fatal(_))) {
             link.close();
         }

@@ -52,6 +52,7 @@ pub(super) fn coordinate(shared: &Arc<Shared>) {
             connections = wanted;
             std::thread::sleep(Duration::from_millis(20));
         }
+        shared.await_farewell();
         let links = lock(&shared.links).clone();
         links.iter().for_each(|link| link.close());
         while shared.uplinks.load(Ordering::Acquire) > 0 {

@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustls::ClientConfig;
@@ -26,6 +26,8 @@ use crate::session::TICK;
 use crate::silence::Silence;
 use crate::throttle::Throttle;
 
+/// How long telling the receiver why the copy ends may take, over all connections.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// Chunks in each queue between stages.
 pub const QUEUE: usize = 16;
 
@@ -116,6 +118,8 @@ pub struct Shared {
     pub(super) stop: AtomicBool,
     pub(super) outcome: Mutex<Option<Result<Vec<Receipt>>>>,
     pub(super) ended: Condvar,
+    /// Held while the receiver is told why the copy ends.
+    telling: Mutex<()>,
 }
 
 impl Shared {
@@ -160,6 +164,7 @@ impl Shared {
             stop: AtomicBool::new(false),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
+            telling: Mutex::new(()),
             job,
         }
     }
@@ -171,6 +176,8 @@ impl Shared {
 
     /// Ends the copy with an error, and tells the receiver; the first one counts.
     pub fn fail(&self, error: MoverError) {
+        // Whoever sees that the copy ends closes connections: not before this is over.
+        let _telling = lock(&self.telling);
         if !self.end(Err(error.clone())) {
             return;
         }
@@ -178,10 +185,17 @@ impl Shared {
         let mut header = Header::new(Kind::Error, 0);
         header.payload_len = payload.len() as u32;
         let links = lock(&self.links).clone();
+        let end = Instant::now() + FAREWELL;
         for link in &links {
-            let _ = link.send_soon(&header, &[&payload], TICK);
+            let left = end.saturating_duration_since(Instant::now());
+            let _ = link.send_soon(&header, &[&payload], left.min(TICK * 3));
             link.close();
         }
+    }
+
+    /// Waits until the receiver was told why the copy ends, if somebody is at it.
+    pub fn await_farewell(&self) {
+        drop(lock(&self.telling));
     }
 
     /// Notes how much was there before.
@@ -235,5 +249,42 @@ impl Shared {
             connections: lock(&self.links).len() as u64,
             unreadable: self.volumes.iter().map(Volume::unreadable_bytes).sum(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::CHUNK;
+    use crate::error::Code;
+    use crate::push::Push;
+    use crate::rig::{Rig, SESSION, eventually, noise};
+
+    #[test]
+    fn connections_stand_until_the_receiver_was_told_why() {
+        let rig = Rig::new();
+        let size = 4 * CHUNK;
+        let source = rig.source("disk", size, &[(0, &noise(9, size as usize))]);
+        rig.open(&[("disk", size)]).unwrap();
+        let mut job = rig.job(&[&source]);
+        job.limit = Some(1);
+        let push = Push::start(job).unwrap();
+        eventually("it is under way", || {
+            (rig.receiver.status(SESSION).unwrap().1.connections == 2).then_some(())
+        });
+        // What `fail` does, by a thread that does not get a core for a while.
+        let shared = &push.shared;
+        let telling = lock(&shared.telling);
+        let error = MoverError::new(Code::Cancelled, "on purpose");
+        shared.end(Err(error.clone()));
+        std::thread::sleep(TICK * 5);
+        let payload = messages::encode_error(&error);
+        let mut header = Header::new(Kind::Error, 0);
+        header.payload_len = payload.len() as u32;
+        let link = lock(&shared.links).first().cloned();
+        let link = link.expect("all connections are gone");
+        link.send(&header, &[&payload]).unwrap();
+        drop(telling);
+        assert_eq!(rig.failure(SESSION).code, Code::Cancelled);
     }
 }
