@@ -23,7 +23,6 @@ pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 SOCKET = "/run/backup.sock"
 EXPORT = f"unix:{SOCKET}:vda"
-MIB = 1 << 20
 
 
 @contextmanager

@@ -6,6 +6,7 @@ mod access;
 mod broken_wire;
 mod copies;
 mod corrupt;
+mod costly_sender;
 mod devices;
 mod hostile_nbd;
 mod hostile_receiver;
