@@ -80,6 +80,7 @@ test: setup test-rust test-python ## run everything: Rust, Python on both databa
 
 .PHONY: test-rust
 test-rust: setup
+	cd diskmover && cargo clippy --locked --all-targets --quiet -- -D warnings
 	cd diskmover && cargo test --locked --quiet
 
 # Coverage is counted by flags that stable rustc has; cargo test runs the same
