@@ -18,6 +18,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -26,7 +27,7 @@ use rustix::fs::{FallocateFlags, FileType};
 use crate::digest;
 use crate::note;
 use crate::pool::lock;
-use crate::runway::Runway;
+use crate::runway::{Lay, Runway};
 use crate::store::Store;
 use crate::sys::ALIGN;
 
@@ -137,6 +138,14 @@ impl Medium {
         self.cached.write_at(&data[at..], offset + at as u64)
     }
 
+    /// Notes that data has arrived that will be written here in one piece.
+    pub fn expect(&self, offset: u64, len: u64) {
+        if let Some(runway) = &self.runway {
+            let start = self.start + offset;
+            lock(runway).expect(start..start + len);
+        }
+    }
+
     /// Makes a range read as zero.
     pub fn zero(&self, offset: u64, len: u64) -> io::Result<()> {
         let offset = self.start + offset;
@@ -208,10 +217,20 @@ impl Medium {
         let Some(runway) = &self.runway else {
             return;
         };
+        // Held meanwhile: who writes what is laid now waits for it.
         let mut runway = lock(runway);
-        let Some(stretch) = runway.before_data(offset, len) else {
-            return;
-        };
+        match runway.before_data(offset..offset + len) {
+            Lay::Nothing => {}
+            Lay::Stretch(stretch) => self.lay_stretch(&stretch),
+            Lay::Arrived(pieces) => {
+                for piece in pieces {
+                    let _ = self.cached.lay(piece.start, piece.end - piece.start);
+                }
+            }
+        }
+    }
+
+    fn lay_stretch(&self, stretch: &Range<u64>) {
         let file = self.cached.file();
         let (Ok(stat), Ok(room)) = (rustix::fs::fstat(file), rustix::fs::fstatvfs(file)) else {
             return;
@@ -389,6 +408,25 @@ mod tests {
         medium.read(66 * SIZE, found.len(), &mut found).unwrap();
         assert!(digest::is_zero(&found), "laid blocks are not zero");
         assert_eq!(medium.file().metadata().unwrap().len(), 100 * SIZE);
+    }
+
+    #[test]
+    fn what_has_arrived_gets_its_blocks_in_one_step_and_holes_stay_holes() {
+        let (_dir, _mount, at) = ext4();
+        let medium = dense(&at.join("f"), true, 100 * SIZE, 0);
+        let mut data = crate::sys::AlignedBuf::new(SIZE as usize).unwrap();
+        data.fill(7);
+        for chunk in [10, 20, 30] {
+            medium.expect(chunk * SIZE, SIZE);
+        }
+        medium.write(20 * SIZE, &data).unwrap();
+        let laid = allocated(medium.file());
+        assert!(
+            (3 * SIZE..4 * SIZE).contains(&laid),
+            "{laid} were allocated"
+        );
+        medium.zero(40 * SIZE, 60 * SIZE).unwrap();
+        assert_eq!(allocated(medium.file()), laid);
     }
 
     #[test]

@@ -111,6 +111,9 @@ impl Session {
             let path = spec.root.join(&spec.name);
             faults::in_memory(&path, Op::Arrive, header.offset, &mut buffer[..body]);
         }
+        if !is_patch && let Some(target) = self.target(&header) {
+            target.expect(header.offset / digest::CHUNK, &bitmap);
+        }
         let cargo = if is_patch {
             Cargo::Patch(mask, bitmap, buffer, body)
         } else {

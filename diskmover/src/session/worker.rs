@@ -223,7 +223,7 @@ impl Session {
     }
 
     /// The open target of a frame; None once it is published.
-    fn target(&self, header: &Header) -> Option<Arc<Target>> {
+    pub(super) fn target(&self, header: &Header) -> Option<Arc<Target>> {
         let targets = self.targets.read().unwrap_or_else(PoisonError::into_inner);
         targets[usize::from(header.volume)].clone()
     }

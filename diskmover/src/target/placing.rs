@@ -10,6 +10,8 @@
 //! The book is asked before a chunk is written, and refuses what came before with
 //! other content; that it is done is noted afterwards.
 
+use std::ops::Range;
+
 use crate::base::{self, Mask};
 use crate::digest::{self, BLOCK, Bitmap, CHUNK, Hash, SEGMENT_CHUNKS};
 use crate::error::{Code, MoverError, Result};
@@ -138,6 +140,17 @@ impl Target {
         }
     }
 
+    /// Notes that a chunk has arrived, so that its blocks can be allocated together
+    /// with those of others. It is not verified yet, and need not be right.
+    pub fn expect(&self, chunk: u64, bitmap: &Bitmap) {
+        let len = digest::chunk_len(self.size(), chunk);
+        let marked = runs(len, |block| digest::is_set(bitmap, block));
+        for (bytes, _) in marked.filter(|(_, is_marked)| *is_marked) {
+            let offset = chunk * CHUNK + bytes.start as u64;
+            self.medium.expect(offset, bytes.len() as u64);
+        }
+    }
+
     /// Writes the 64 KiB blocks of a chunk that `mask` covers; `data` holds the
     /// blocks of the whole chunk that `bitmap` marks.
     fn write_blocks(&self, chunk: u64, mask: Mask, bitmap: &Bitmap, data: &[u8]) -> Result<()> {
@@ -146,25 +159,16 @@ impl Target {
         }
         let len = digest::chunk_len(self.size(), chunk);
         let mut taken = 0;
-        let mut block = 0;
-        let end = len.div_ceil(BLOCK);
-        // Runs of blocks that are alike in both respects: one call for each.
-        let kind = |b: usize| (base::covers(mask, b), digest::is_set(bitmap, b));
-        while block < end {
-            let (wanted, marked) = kind(block);
-            let first = block;
-            while block < end && kind(block) == (wanted, marked) {
-                block += 1;
-            }
-            let start = first * BLOCK;
-            let bytes = (block * BLOCK).min(len) - start;
-            let offset = chunk * CHUNK + start as u64;
+        let kind = |block| (base::covers(mask, block), digest::is_set(bitmap, block));
+        for (bytes, (wanted, marked)) in runs(len, kind) {
+            let offset = chunk * CHUNK + bytes.start as u64;
+            let len = bytes.len();
             match (wanted, marked) {
-                (true, true) => self.write(offset, &data[taken..taken + bytes])?,
-                (true, false) => self.zero(offset, bytes as u64)?,
+                (true, true) => self.write(offset, &data[taken..taken + len])?,
+                (true, false) => self.zero(offset, len as u64)?,
                 (false, _) => {}
             }
-            taken += if marked { bytes } else { 0 };
+            taken += if marked { len } else { 0 };
         }
         Ok(())
     }
@@ -234,6 +238,26 @@ impl Target {
         let text = "a chunk came twice with different content: the source changed";
         Err(self.about(MoverError::new(Code::SourceChanged, text).at(chunk * CHUNK)))
     }
+}
+
+/// Runs of 4 KiB blocks of a chunk of `len` bytes that are alike: their bytes, and
+/// in what.
+fn runs<K: PartialEq>(
+    len: usize,
+    kind: impl Fn(usize) -> K,
+) -> impl Iterator<Item = (Range<usize>, K)> {
+    let end = len.div_ceil(BLOCK);
+    let mut block = 0;
+    std::iter::from_fn(move || {
+        if block == end {
+            return None;
+        }
+        let (first, alike) = (block, kind(block));
+        while block < end && kind(block) == alike {
+            block += 1;
+        }
+        Some((first * BLOCK..(block * BLOCK).min(len), alike))
+    })
 }
 
 // A chunk's blocks and O_DIRECT's alignment have to be the same.
