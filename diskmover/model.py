@@ -52,8 +52,10 @@ class IncomingVolume:
             lies behind the volume is not touched.
         paranoid: When a copy goes on where it stopped, read back and hash all
             that an earlier attempt placed, not only what it placed last.
-        readback: Before it is published, read all of it back from the medium and
-            compare it with what was sent.
+        readback: Read all of it back from the medium and compare it with what was
+            sent, 64 MiB at a time once that is durable, while the rest still comes.
+            What is wrong fails with TARGET_IO at once, and nothing is published before
+            all is right. None does so for a device, and not for a file.
         seeds: Older copies and base images, as pairs of a directory and a path
             beneath it. Blocks of 64 KiB that they have, anywhere, are copied
             from them (shared, where the file system can) and not sent; every
@@ -82,7 +84,7 @@ class IncomingVolume:
     gid: int | None = None
     device_state: Path | None = None
     paranoid: bool = False
-    readback: bool = False
+    readback: bool | None = None
     seeds: tuple[tuple[Path, str], ...] = ()
     format: Literal["as-sent", "qcow2"] = "as-sent"
     update: bool = False

@@ -21,6 +21,7 @@ use crate::digest;
 use crate::pool::lock;
 
 mod lost;
+mod proven;
 mod sampled;
 mod table;
 
@@ -133,7 +134,12 @@ pub fn in_memory(path: &Path, op: Op, offset: u64, bytes: &mut [u8]) {
 impl Injected {
     /// Whether anything went wrong because of it.
     pub fn has_struck(&self) -> bool {
-        self.0.seen.load(Ordering::Relaxed) > self.0.rule.after
+        self.met() > self.0.rule.after
+    }
+
+    /// How many operations there were for it.
+    pub fn met(&self) -> u32 {
+        self.0.seen.load(Ordering::Relaxed)
     }
 }
 

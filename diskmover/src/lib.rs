@@ -59,6 +59,7 @@ pub mod pool;
 mod power;
 pub mod priority;
 pub mod progress;
+pub mod proofs;
 pub mod publish;
 pub mod push;
 #[cfg(feature = "python")]

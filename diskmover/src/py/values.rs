@@ -25,7 +25,7 @@ pub(super) type Tls = (PathBuf, PathBuf, PathBuf);
 pub(super) type Placing = (
     Option<PathBuf>,
     bool,
-    bool,
+    Option<bool>,
     Vec<(PathBuf, String)>,
     bool,
     bool,
@@ -117,10 +117,11 @@ pub(super) fn trust(paranoid: bool) -> Trust {
     }
 }
 
-pub(super) fn proof(readback: bool) -> Proof {
+pub(super) fn proof(readback: Option<bool>) -> Proof {
     match readback {
-        true => Proof::Readback,
-        false => Proof::Written,
+        None => Proof::Usual,
+        Some(true) => Proof::Readback,
+        Some(false) => Proof::Written,
     }
 }
 

@@ -45,6 +45,17 @@ pub struct Care {
     pub degraded: bool,
 }
 
+impl Care {
+    /// Whether the medium has to give back what was written before it is published.
+    pub fn reads_back(&self) -> bool {
+        match self.proof {
+            Proof::Usual => self.place != Place::File,
+            Proof::Written => false,
+            Proof::Readback => true,
+        }
+    }
+}
+
 /// What a target is made into.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Container {
@@ -82,8 +93,10 @@ pub enum Trust {
 /// What is proven before a target is published.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Proof {
-    /// That what was handed to the system is what the sender read.
+    /// Of a device `Readback`, of a file `Written`.
     #[default]
+    Usual,
+    /// That what was handed to the system is what the sender read.
     Written,
     /// That the medium gives it back, too.
     Readback,
