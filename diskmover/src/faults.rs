@@ -198,10 +198,16 @@ impl Disk {
     }
 }
 
-impl FileExt for Disk {
-    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+impl Disk {
+    /// Reads by `call`, or as a test wants it.
+    pub fn read_by(
+        &self,
+        out: &mut [u8],
+        offset: u64,
+        call: impl FnOnce(&File, &mut [u8], u64) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         let fault = self.strike(Op::Read, Some((offset, out.len() as u64)))?;
-        let read = self.file.read_at(out, offset)?;
+        let read = call(&self.file, out, offset)?;
         match fault {
             Some(Fault::Short(count)) => {
                 let count = count.min(read);
@@ -217,6 +223,12 @@ impl FileExt for Disk {
             }
             _ => Ok(read),
         }
+    }
+}
+
+impl FileExt for Disk {
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_by(out, offset, |file, out, offset| file.read_at(out, offset))
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<usize> {

@@ -13,6 +13,7 @@
 #[cfg(test)]
 extern crate self as diskmover;
 
+pub mod alignment;
 pub mod answers;
 #[cfg(test)]
 mod attribution;
@@ -53,6 +54,7 @@ pub mod note;
 pub mod offer;
 pub mod opening;
 pub mod origin;
+pub mod passing;
 pub mod plan;
 pub mod pool;
 #[cfg(test)]
