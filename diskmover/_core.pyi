@@ -15,7 +15,7 @@ _Seed = tuple[_Path, str]
 _Incoming = tuple[
     tuple[str, _Path, str],
     int,
-    tuple[int, int | None, int | None],
+    tuple[int | None, int | None, int | None],
     tuple[_Path | None, bool, bool | None, Sequence[_Seed], bool, bool, bool],
 ]
 # address, name, content_id, (bitmap, since)

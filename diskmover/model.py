@@ -43,9 +43,11 @@ class IncomingVolume:
         root: Directory that the target must stay beneath. Must exist.
         name: Target relative to `root`; directories in it must exist.
         size_bytes: Exact size; another size announced by the sender is refused.
-        mode: Permission bits of the published file.
-        uid: Owner of the published file; None to leave it.
-        gid: Group of the published file; None to leave it.
+        mode: Permission bits of the published file; None leaves what it has: 0600 when
+            it is new, its own when it is brought up to date (`update`).
+        uid: Owner of the published file; None leaves it likewise.
+        gid: Group of the published file; None leaves it likewise. Its SELinux label is
+            always left: that of a new file is what files of its directory get.
         device_state: The target is a block device, which is overwritten, and
             this directory keeps its journal and receipt. None for a file. The
             device must be at least as large as the volume and not in use; what
@@ -79,7 +81,7 @@ class IncomingVolume:
     root: Path
     name: str
     size_bytes: int
-    mode: int = 0o600
+    mode: int | None = None
     uid: int | None = None
     gid: int | None = None
     device_state: Path | None = None

@@ -34,7 +34,7 @@ pub(super) type Placing = (
 pub(super) type Incoming = (
     (String, PathBuf, String),
     u64,
-    (u32, Option<u32>, Option<u32>),
+    (Option<u32>, Option<u32>, Option<u32>),
     Placing,
 );
 pub(super) type Nbd = (

@@ -279,7 +279,7 @@ mod tests {
             root: dir.path().to_owned(),
             name: "disk".into(),
             size: None,
-            mode: 0o600,
+            mode: None,
             uid: None,
             gid: None,
             care: Care {

@@ -140,7 +140,7 @@ mod tests {
             root: dir.to_owned(),
             name: "disk".into(),
             size: None,
-            mode: 0o600,
+            mode: None,
             uid: None,
             gid: None,
             care: Care {

@@ -15,8 +15,9 @@ pub struct TargetSpec {
     pub name: String,
     /// Exact size; None takes what the sender announces.
     pub size: Option<u64>,
-    /// Permission bits when published.
-    pub mode: u32,
+    /// Permission bits when published. None leaves what the file has: of a new one
+    /// 0600, of one that is brought up to date its own. Owner and group likewise.
+    pub mode: Option<u32>,
     /// Owner when published.
     pub uid: Option<u32>,
     /// Group when published.

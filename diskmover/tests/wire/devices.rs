@@ -393,7 +393,7 @@ fn what_a_device_has_lost_is_told_by_its_sectors_and_no_bitmap_builds_on_it() {
             root: "/dev".into(),
             name: target.name().to_owned(),
             size: Some(size),
-            mode: 0o600,
+            mode: None,
             uid: None,
             gid: None,
             care: rig.care.borrow().clone(),
