@@ -15,8 +15,8 @@ _Seed = tuple[_Path, str]
 _Incoming = tuple[
     tuple[str, _Path, str],
     int,
-    tuple[int, int | None, int | None],
-    tuple[_Path | None, bool, bool, Sequence[_Seed], bool, bool, bool],
+    tuple[int | None, int | None, int | None],
+    tuple[_Path | None, bool, bool | None, Sequence[_Seed], bool, bool, bool],
 ]
 # address, name, content_id, (bitmap, since)
 _Nbd = tuple[str, str, str | None, tuple[str | None, str] | None]
@@ -53,7 +53,7 @@ class Receiver:
         root: _Path,
         devices: dict[str, _Path],
         paranoid: bool,
-        readback: bool,
+        readback: bool | None,
         seeds: Sequence[_Seed],
         qcow2: bool,
         update: bool,

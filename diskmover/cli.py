@@ -132,9 +132,10 @@ def main() -> None:
     help="Going on after a break, hash all that is there, not only what came last.",
 )
 @click.option(
-    "--readback",
-    is_flag=True,
-    help="Read everything back from the disk and compare before it is published.",
+    "--readback/--no-readback",
+    default=None,
+    help="Read what arrives back from the disk and compare it, while the rest still comes and "
+    "before it is published.  [default: for --device, not for files]",
 )
 @click.option(
     "--seed",
@@ -172,7 +173,7 @@ def serve(
     listen: str,
     devices: tuple[tuple[str, Path], ...],
     paranoid: bool,
-    readback: bool,
+    readback: bool | None,
     seeds: tuple[str, ...],
     file_format: Literal["as-sent", "qcow2"],
     update: bool,
@@ -198,8 +199,10 @@ def serve(
       diskmover serve --root /var/lib/libvirt/images
       # blocks of a template and of last week's copy are not sent again
       diskmover serve --root /srv/copies --seed debian-12.qcow2 --seed web1-0417.qcow2
-      # into a logical volume, and read back before it is called good
-      diskmover serve --root /srv/copies --device backup=/dev/vg0/backup --readback
+      # into a logical volume, which is read back before it is called good
+      diskmover serve --root /srv/copies --device backup=/dev/vg0/backup
+      # files are read back, too
+      diskmover serve --root /srv/copies --readback
     """  # noqa: D301
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -43,17 +43,21 @@ class IncomingVolume:
         root: Directory that the target must stay beneath. Must exist.
         name: Target relative to `root`; directories in it must exist.
         size_bytes: Exact size; another size announced by the sender is refused.
-        mode: Permission bits of the published file.
-        uid: Owner of the published file; None to leave it.
-        gid: Group of the published file; None to leave it.
+        mode: Permission bits of the published file; None leaves what it has: 0600 when
+            it is new, its own when it is brought up to date (`update`).
+        uid: Owner of the published file; None leaves it likewise.
+        gid: Group of the published file; None leaves it likewise. Its SELinux label is
+            always left: that of a new file is what files of its directory get.
         device_state: The target is a block device, which is overwritten, and
             this directory keeps its journal and receipt. None for a file. The
             device must be at least as large as the volume and not in use; what
             lies behind the volume is not touched.
         paranoid: When a copy goes on where it stopped, read back and hash all
             that an earlier attempt placed, not only what it placed last.
-        readback: Before it is published, read all of it back from the medium and
-            compare it with what was sent.
+        readback: Read all of it back from the medium and compare it with what was
+            sent, 64 MiB at a time once that is durable, while the rest still comes.
+            What is wrong fails with TARGET_IO at once, and nothing is published before
+            all is right. None does so for a device, and not for a file.
         seeds: Older copies and base images, as pairs of a directory and a path
             beneath it. Blocks of 64 KiB that they have, anywhere, are copied
             from them (shared, where the file system can) and not sent; every
@@ -77,12 +81,12 @@ class IncomingVolume:
     root: Path
     name: str
     size_bytes: int
-    mode: int = 0o600
+    mode: int | None = None
     uid: int | None = None
     gid: int | None = None
     device_state: Path | None = None
     paranoid: bool = False
-    readback: bool = False
+    readback: bool | None = None
     seeds: tuple[tuple[Path, str], ...] = ()
     format: Literal["as-sent", "qcow2"] = "as-sent"
     update: bool = False

@@ -171,7 +171,7 @@ class Receiver:
         *,
         devices: Mapping[str, Path] | None = None,
         paranoid: bool = False,
-        readback: bool = False,
+        readback: bool | None = None,
         seeds: Sequence[str] = (),
         format: Literal["as-sent", "qcow2"] = "as-sent",
         update: bool = False,
@@ -377,7 +377,7 @@ def _receipt(told: _core.Receipt) -> Receipt:
 
 def _placing(
     volume: IncomingVolume,
-) -> tuple[Path | None, bool, bool, Sequence[tuple[Path, str]], bool, bool, bool]:
+) -> tuple[Path | None, bool, bool | None, Sequence[tuple[Path, str]], bool, bool, bool]:
     """How a volume is placed, as the core takes it."""
     is_qcow2 = volume.format == "qcow2"
     careful = (volume.device_state, volume.paranoid, volume.readback)

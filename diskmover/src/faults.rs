@@ -21,6 +21,7 @@ use crate::digest;
 use crate::pool::lock;
 
 mod lost;
+mod proven;
 mod sampled;
 mod table;
 
@@ -133,7 +134,12 @@ pub fn in_memory(path: &Path, op: Op, offset: u64, bytes: &mut [u8]) {
 impl Injected {
     /// Whether anything went wrong because of it.
     pub fn has_struck(&self) -> bool {
-        self.0.seen.load(Ordering::Relaxed) > self.0.rule.after
+        self.met() > self.0.rule.after
+    }
+
+    /// How many operations there were for it.
+    pub fn met(&self) -> u32 {
+        self.0.seen.load(Ordering::Relaxed)
     }
 }
 
@@ -192,10 +198,16 @@ impl Disk {
     }
 }
 
-impl FileExt for Disk {
-    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+impl Disk {
+    /// Reads by `call`, or as a test wants it.
+    pub fn read_by(
+        &self,
+        out: &mut [u8],
+        offset: u64,
+        call: impl FnOnce(&File, &mut [u8], u64) -> io::Result<usize>,
+    ) -> io::Result<usize> {
         let fault = self.strike(Op::Read, Some((offset, out.len() as u64)))?;
-        let read = self.file.read_at(out, offset)?;
+        let read = call(&self.file, out, offset)?;
         match fault {
             Some(Fault::Short(count)) => {
                 let count = count.min(read);
@@ -211,6 +223,12 @@ impl FileExt for Disk {
             }
             _ => Ok(read),
         }
+    }
+}
+
+impl FileExt for Disk {
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.read_by(out, offset, |file, out, offset| file.read_at(out, offset))
     }
 
     fn write_at(&self, data: &[u8], offset: u64) -> io::Result<usize> {

@@ -96,9 +96,12 @@ impl Keeper<'_> {
             if dirt >= dirt::BARRIER || (dirt > 0 && self.synced.elapsed() > BARRIER_TIME) {
                 self.barrier()?;
             }
+            self.check_given_back()?;
         }
-        // Stopped: what was written is worth a last barrier, if it works.
+        // Stopped: what was written is worth a last barrier, if it works, and what
+        // was lost is not worth anything.
         let _ = self.barrier();
+        let _ = self.check_given_back();
         Ok(())
     }
 
@@ -110,6 +113,13 @@ impl Keeper<'_> {
         self.session.dirt.settle(covered);
         self.synced = Instant::now();
         Ok(())
+    }
+
+    /// Fails when a medium did not give back what was written.
+    fn check_given_back(&self) -> Result<()> {
+        let targets = self.targets();
+        let mut open = targets.iter().flatten();
+        open.try_for_each(|target| target.check_given_back())
     }
 
     /// Keeps what changed since an earlier copy until the volume is opened.
@@ -199,8 +209,21 @@ impl Keeper<'_> {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.verified[volume] = None;
+        let old = self.targets()[volume].clone();
         self.set_target(volume, None);
+        self.wait_for_release(old);
         Ok(())
+    }
+
+    /// Waits until a reader lets go of a target that is not to be used any more, so
+    /// that its files can be opened again.
+    fn wait_for_release(&self, mut target: Option<Arc<Target>>) {
+        while let Some(held) = target {
+            target = Arc::try_unwrap(held).err();
+            if target.is_some() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 
     /// Tells the sender that we live, whenever it is called; false when the
@@ -265,16 +288,23 @@ impl Keeper<'_> {
         drop(target);
         let published = lock(&self.session.receipts).clone();
         if (0..self.verified.len()).all(|v| self.verified[v].is_some() || published[v].is_some()) {
-            self.publish()?;
+            self.publish(&order.link)?;
         }
         Ok(())
     }
 
-    fn publish(&mut self) -> Result<()> {
+    fn publish(&mut self, link: &Arc<Link>) -> Result<()> {
         // Workers hold targets only while they write; let them end first.
         self.session.drained.store(true, Ordering::Release);
         while self.session.workers.load(Ordering::Acquire) > 0 {
             std::thread::sleep(Duration::from_millis(1));
+        }
+        if self.session.stopping() {
+            return Ok(()); // one of them has failed
+        }
+        // What they wrote last, when it came twice, was not looked at yet.
+        for target in self.targets().iter().flatten() {
+            target.prove(&self.alive(link))?;
         }
         for volume in 0..self.verified.len() {
             if let (Some((wire, unreadable)), Some(target)) =

@@ -13,6 +13,7 @@
 #[cfg(test)]
 extern crate self as diskmover;
 
+pub mod alignment;
 pub mod answers;
 #[cfg(test)]
 mod attribution;
@@ -53,12 +54,14 @@ pub mod note;
 pub mod offer;
 pub mod opening;
 pub mod origin;
+pub mod passing;
 pub mod plan;
 pub mod pool;
 #[cfg(test)]
 mod power;
 pub mod priority;
 pub mod progress;
+pub mod proofs;
 pub mod publish;
 pub mod push;
 #[cfg(feature = "python")]

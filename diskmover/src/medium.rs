@@ -1,8 +1,8 @@
 //! Where the bytes of a target lie: a part under construction, or a block device.
 //!
-//! O_DIRECT where the range is aligned, the page cache for odd tails and where
-//! the file system refuses it. Making a range read as zero, from the cheapest
-//! that is certain to the last resort:
+//! O_DIRECT where the range is aligned as the kernel tells (alignment.rs), the page
+//! cache for odd tails and where the file system refuses it; it is let go again. Making
+//! a range read as zero, from the cheapest that is certain to the last resort:
 //!
 //! ```text
 //! fresh file         nothing: what was never written reads as zero; where blocks
@@ -24,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, FileType};
 
+use crate::alignment;
 use crate::digest;
 use crate::note;
 use crate::pool::lock;
@@ -54,6 +55,8 @@ enum Zeroing {
 pub struct Medium {
     cached: Store,
     direct: Option<Store>,
+    /// What direct I/O reads and writes whole.
+    block: usize,
     direct_works: AtomicBool,
     zeroing: Zeroing,
     zeroing_works: AtomicBool,
@@ -81,6 +84,8 @@ impl Medium {
         } else {
             Zeroing::Punch
         };
+        let block = direct.as_ref().and_then(alignment::of);
+        let direct = direct.filter(|_| block.is_some());
         let is_ext4 = rustix::fs::fstatfs(&file)?.f_type as i64 == EXT4;
         // What is there already is not sent again: its holes would never give blocks back.
         let lays = fresh && is_file && is_ext4 && direct.is_some();
@@ -89,6 +94,7 @@ impl Medium {
             has_laid: AtomicBool::new(false),
             cached: Store::new(file),
             direct: direct.map(Store::new),
+            block: block.unwrap_or(ALIGN),
             direct_works: AtomicBool::new(true),
             zeroing,
             zeroing_works: AtomicBool::new(true),
@@ -124,13 +130,15 @@ impl Medium {
         let offset = self.start + offset;
         let mut at = 0;
         if let Some(direct) = self.direct_for(data.as_ptr() as usize, offset) {
-            let whole = data.len() & !(ALIGN - 1);
+            let whole = data.len() & !(self.block - 1);
             self.lay_ahead(offset, data.len() as u64);
             match direct.write_at(&data[..whole], offset) {
                 Ok(()) => at = whole,
                 Err(e) if refuses(&e) => self.go_cached(&e),
                 Err(e) => return Err(e),
             }
+        } else if self.direct.is_none() {
+            self.tell_cached("the file system has none for it");
         }
         if at == data.len() {
             return Ok(());
@@ -181,7 +189,7 @@ impl Medium {
         let offset = self.start + offset;
         let mut at = 0;
         if let Some(direct) = self.direct_for(buffer.as_ptr() as usize, offset) {
-            let whole = len & !(ALIGN - 1);
+            let whole = len & !(self.block - 1);
             match direct.read_at(&mut buffer[..whole], offset) {
                 Ok(()) => at = whole,
                 Err(e) if refuses(&e) => self.go_cached(&e),
@@ -193,14 +201,15 @@ impl Medium {
         }
         self.cached.uncache(offset + at as u64, (len - at) as u64);
         self.cached
-            .read_at(&mut buffer[at..len], offset + at as u64)
+            .read_passing(&mut buffer[at..len], offset + at as u64)
     }
 
     /// Makes durable what was written. What had to go through the page cache leaves
     /// it again: guests need the memory, nobody reads a copy twice.
     pub fn sync(&self) -> io::Result<()> {
         self.cached.sync()?;
-        if self.direct.is_none() || !self.direct_works.load(Ordering::Relaxed) {
+        let all_direct = self.direct.is_some() && self.block == ALIGN;
+        if !all_direct || !self.direct_works.load(Ordering::Relaxed) {
             self.cached.uncache(0, 0);
         }
         // The same file, so the same pages: this one only notes it.
@@ -243,13 +252,17 @@ impl Medium {
     }
 
     fn direct_for(&self, memory: usize, offset: u64) -> Option<&Store> {
-        let aligned = memory.is_multiple_of(ALIGN) && offset.is_multiple_of(ALIGN as u64);
+        let aligned = memory.is_multiple_of(ALIGN) && offset.is_multiple_of(self.block as u64);
         let usable = aligned && self.direct_works.load(Ordering::Relaxed);
         self.direct.as_ref().filter(|_| usable)
     }
 
     fn go_cached(&self, why: &io::Error) {
         self.direct_works.store(false, Ordering::Relaxed);
+        self.tell_cached(&why.to_string());
+    }
+
+    fn tell_cached(&self, why: &str) {
         note::once(&self.told_cached, || {
             format!(
                 "{} takes no direct I/O ({why}); it is written through the page cache",
@@ -294,7 +307,7 @@ fn refuses(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
     use std::path::Path;
@@ -384,21 +397,21 @@ mod tests {
     }
 
     /// A file system of its own, ext4 with more room than laying ahead asks for.
-    fn ext4() -> (tempfile::TempDir, Undo, std::path::PathBuf) {
+    pub(crate) fn ext4(options: &str) -> (tempfile::TempDir, Undo, std::path::PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let (backing, at) = (dir.path().join("fs"), dir.path().join("mnt"));
         let file = File::create(&backing).unwrap();
         file.set_len(3 * ROOM).unwrap();
         std::fs::create_dir(&at).unwrap();
         run("mkfs.ext4 -q -F", &backing);
-        let mount = format!("mount -o loop {}", backing.display());
+        let mount = format!("mount -o loop{options} {}", backing.display());
         run(&mount, &at);
         (dir, Undo("umount", at.clone()), at)
     }
 
     #[test]
     fn blocks_are_laid_ahead_of_dense_data_and_zeros_give_them_back() {
-        let (_dir, _mount, at) = ext4();
+        let (_dir, _mount, at) = ext4("");
         let medium = dense(&at.join("f"), true, 100 * SIZE, 66);
         assert!(allocated(medium.file()) >= 100 * SIZE, "nothing was laid");
         medium.zero(70 * SIZE, 30 * SIZE).unwrap();
@@ -431,7 +444,7 @@ mod tests {
 
     #[test]
     fn nothing_is_laid_behind_the_end_of_a_file() {
-        let (_dir, _mount, at) = ext4();
+        let (_dir, _mount, at) = ext4("");
         let medium = dense(&at.join("f"), true, 34 * SIZE, 34);
         medium.sync().unwrap();
         assert!(allocated(medium.file()) < 35 * SIZE);
@@ -439,14 +452,14 @@ mod tests {
 
     #[test]
     fn nothing_is_laid_in_a_file_whose_holes_are_not_sent_again() {
-        let (_dir, _mount, at) = ext4();
+        let (_dir, _mount, at) = ext4("");
         let medium = dense(&at.join("f"), false, 100 * SIZE, 66);
         assert!(allocated(medium.file()) < 67 * SIZE);
     }
 
     #[test]
     fn nothing_is_laid_where_room_is_short() {
-        let (_dir, _mount, at) = ext4();
+        let (_dir, _mount, at) = ext4("");
         let rest = File::create(at.join("rest")).unwrap();
         let room = rustix::fs::fstatvfs(&rest).unwrap();
         let free = room.f_bavail * room.f_frsize - ROOM;
@@ -480,7 +493,7 @@ mod tests {
     }
 
     /// Something that is undone at the end.
-    struct Undo(&'static str, std::path::PathBuf);
+    pub(crate) struct Undo(&'static str, std::path::PathBuf);
 
     impl Drop for Undo {
         fn drop(&mut self) {

@@ -70,7 +70,7 @@ impl Offer {
             root,
             name: file.to_owned(),
             size: None,
-            mode: 0o600,
+            mode: None,
             uid: None,
             gid: None,
             care: Care {

@@ -188,7 +188,7 @@ mod tests {
                 root: self.dir.path().into(),
                 name: "disk".into(),
                 size: Some(self.size),
-                mode: 0o600,
+                mode: None,
                 uid: None,
                 gid: None,
                 care: Care {

@@ -7,6 +7,10 @@
 //! ```
 //! Killed anywhere, the next opening either finds the file published (the
 //! receipt names its inode) or a complete part to publish again.
+//!
+//! A part is made in the directory where it is published, so it has the label
+//! (SELinux) and the ACL that files there get. One that was published before is the
+//! same file as ever: its owner, mode and label stay, unless others are asked for.
 
 use std::fs::File;
 use std::path::Path;
@@ -43,8 +47,10 @@ pub fn publish(
     length: u64,
 ) -> Result<()> {
     let failed = |what: &str, e: Errno| names.failed(what, &names.part, e);
-    rustix::fs::fchmod(part, Mode::from_raw_mode(spec.mode))
-        .map_err(|e| failed("cannot chmod", e))?;
+    if let Some(mode) = spec.mode {
+        rustix::fs::fchmod(part, Mode::from_raw_mode(mode))
+            .map_err(|e| failed("cannot chmod", e))?;
+    }
     if spec.uid.is_some() || spec.gid.is_some() {
         let (uid, gid) = (spec.uid.map(Uid::from_raw), spec.gid.map(Gid::from_raw));
         rustix::fs::fchown(part, uid, gid).map_err(|e| failed("cannot chown", e))?;

@@ -6,12 +6,14 @@
 //!    +---------close---------------->+------------------> FAILED
 //! ```
 //! Threads of a session: one for each connection (intake.rs), which checks frames
-//! and fills buffers; workers (worker.rs), which unpack, verify and write; and the
-//! keeper (keeper.rs), which alone opens, syncs and publishes targets.
+//! and fills buffers; workers (worker.rs), which unpack, verify and write; readers
+//! (proving.rs), which read back what is durable, where that is wanted; and the keeper
+//! (keeper.rs), which alone opens, syncs and publishes targets.
 
 mod account;
 mod intake;
 mod mending;
+mod proving;
 mod quiet;
 mod worker;
 
@@ -98,11 +100,11 @@ pub struct Session {
     pub receipts: Mutex<Vec<Option<Receipt>>>,
     /// Bytes written and not durable.
     pub dirt: Dirt,
-    /// Workers that have not ended.
+    /// Workers and readers that have not ended.
     pub workers: AtomicUsize,
     /// Frames that were received and not dealt with.
     unplaced: AtomicUsize,
-    /// Tells the workers to end.
+    /// Tells these to end.
     pub drained: AtomicBool,
     stop: AtomicBool,
     /// How it ended was told to the caller of a listener without sessions.
@@ -212,12 +214,19 @@ impl Session {
             Phase::Failed(error) => return Err(error.clone()),
             Phase::Waiting => {
                 state.phase = Phase::Receiving;
-                self.workers.store(WORKERS, Ordering::Relaxed);
+                let readers = self.readers();
+                self.workers.store(WORKERS + readers, Ordering::Relaxed);
                 for _ in 0..WORKERS {
                     let session = Arc::clone(self);
                     state
                         .threads
                         .push(std::thread::spawn(move || session.work()));
+                }
+                for _ in 0..readers {
+                    let session = Arc::clone(self);
+                    state
+                        .threads
+                        .push(std::thread::spawn(move || session.read_back()));
                 }
                 let session = Arc::clone(self);
                 state

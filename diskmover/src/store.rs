@@ -11,6 +11,8 @@ use std::os::unix::fs::FileExt;
 
 use rustix::fs::{Advice, FallocateFlags};
 
+use crate::passing::Passing;
+
 /// A file of content. In unit tests its storage can fail.
 #[cfg(not(test))]
 pub type Disk = File;
@@ -29,9 +31,23 @@ pub fn disk(file: File) -> Disk {
     Disk::new(file)
 }
 
+/// Reads by a call that is not the usual one.
+pub fn read_by(
+    file: &Disk,
+    out: &mut [u8],
+    offset: u64,
+    call: fn(&File, &mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<usize> {
+    #[cfg(test)]
+    return file.read_by(out, offset, call);
+    #[cfg(not(test))]
+    call(file, out, offset)
+}
+
 /// An open file.
 pub struct Store {
     file: Disk,
+    passing: Passing,
     #[cfg(test)]
     power: Option<crate::power::Supply>,
 }
@@ -43,6 +59,7 @@ impl Store {
             #[cfg(test)]
             power: crate::power::supply(&file),
             file: disk(file),
+            passing: Passing::default(),
         }
     }
 
@@ -83,6 +100,12 @@ impl Store {
     /// Reads until `buffer` is full.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+
+    /// The same, leaving nothing more of it in the page cache if the system can do
+    /// that.
+    pub fn read_passing(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.passing.read_exact_at(&self.file, buffer, offset)
     }
 
     /// Cuts or extends.

@@ -1,5 +1,5 @@
-//! The only unsafe code: aligned memory, open-file-description locks, TCP_INFO,
-//! shared blocks and I/O priorities.
+//! The only unsafe code: aligned memory, the page cache, open-file-description locks,
+//! TCP_INFO, shared blocks and I/O priorities.
 #![allow(unsafe_code)]
 
 use std::ffi::c_void;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-/// What O_DIRECT asks for on every disk that we know.
+/// What O_DIRECT asks for on nearly every disk (alignment.rs).
 pub const ALIGN: usize = 4096;
 
 /// Memory of the system, in huge pages where it has them.
@@ -99,6 +99,31 @@ impl DerefMut for AlignedBuf {
 unsafe impl Send for AlignedBuf {}
 // SAFETY: shared access only reads.
 unsafe impl Sync for AlignedBuf {}
+
+/// Number of cachestat(2), which libc does not have everywhere.
+const SYS_CACHESTAT: libc::c_long = 451;
+
+/// Pages of a range of an open file that are in the page cache; needs Linux 6.5.
+pub fn cached_pages(file: impl AsFd, offset: u64, len: u64) -> io::Result<u64> {
+    // struct cachestat_range and struct cachestat of <linux/mman.h>.
+    let range = [offset, len];
+    let mut counts = [0u64; 5];
+    // SAFETY: the descriptor is open while borrowed; the kernel reads two numbers and
+    // writes five, in arrays of that size that outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            SYS_CACHESTAT,
+            file.as_fd().as_raw_fd(),
+            range.as_ptr(),
+            counts.as_mut_ptr(),
+            0,
+        )
+    };
+    match result {
+        0 => Ok(counts[0]),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
 
 /// Takes the exclusive lock of an open file; false when another one holds it.
 pub fn try_lock(file: impl AsFd) -> io::Result<bool> {

@@ -3,12 +3,14 @@
 //! ```text
 //!         placing.rs                 barrier                    finish.rs
 //! offered ----------> written ---------------------> durable -------------> published
-//!          the bytes           synced, then noted             all of them:
-//!                              in the journal                 verify, prove, publish
+//!          the bytes           synced, then noted       |     all of them:
+//!                              in the journal           |     verify, publish
+//!                                                       +---> read back (proving.rs)
 //! ```
 
 mod finish;
 mod placing;
+mod proving;
 mod spec;
 
 use std::collections::BTreeMap;
@@ -25,6 +27,7 @@ use crate::messages::Receipt;
 use crate::mode::CopyMode;
 use crate::opening::{Announced, Known};
 use crate::pool::lock;
+use crate::proofs::Proofs;
 use crate::qcow2::Image;
 use crate::receipt::FileId;
 use crate::seeds::Seeds;
@@ -64,6 +67,18 @@ pub struct Target {
     pub resumed: u64,
     book: Mutex<Book>,
     journal: Mutex<Journal>,
+    /// What the medium has given back; None when it is not asked.
+    proofs: Option<Proofs>,
+}
+
+impl Book {
+    /// Notes that some chunks of a segment were written, durable or not.
+    fn note_written(&mut self, segment: usize, bits: u64, proofs: Option<&Proofs>) {
+        *self.pending.entry(segment as u32).or_default() |= bits;
+        if let Some(proofs) = proofs {
+            proofs.note_written(segment);
+        }
+    }
 }
 
 impl Target {
@@ -86,6 +101,7 @@ impl Target {
             mode: announced.mode,
             image: known.image,
             resumed: known.ledger.done_bytes(),
+            proofs: (spec.care.reads_back()).then(|| proving::proofs_of(&known.ledger)),
             book: Mutex::new(Book {
                 ledger: known.ledger,
                 pending: BTreeMap::new(),
@@ -154,8 +170,14 @@ impl Target {
         noted.map_err(|e| self.failed("cannot write the journal of", &e))?;
         let mut book = lock(&self.book);
         for (segment, _) in pending {
-            if !book.pending.contains_key(&(segment as u32)) {
-                book.ledger.close_if_full(segment);
+            if book.pending.contains_key(&(segment as u32)) {
+                continue; // written meanwhile
+            }
+            book.ledger.close_if_full(segment);
+            if let Some(proofs) = &self.proofs
+                && book.ledger.closed(segment).is_some()
+            {
+                proofs.note_durable(segment);
             }
         }
         Ok(())

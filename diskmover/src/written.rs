@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use rustix::fs::{fstat, major, minor};
 
+use crate::alignment;
 use crate::sys::{ALIGN, AlignedBuf};
 
 /// How often a device is given time to complete what is under way.
@@ -60,7 +61,8 @@ pub fn of(device: &File) -> Option<Written> {
 /// Whether this device is counted at all: a read is, as a write would be. `direct`
 /// is the device with O_DIRECT. Some drivers never count, and some when told to.
 pub fn is_counted(direct: &File) -> bool {
-    let Some(mut block) = AlignedBuf::new(ALIGN) else {
+    let block = alignment::of(direct).unwrap_or(ALIGN);
+    let Some(mut block) = AlignedBuf::new(block) else {
         return true;
     };
     let reads = || numbers(direct, "stat").and_then(|fields| fields.get(2).copied());

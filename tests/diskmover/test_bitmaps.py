@@ -97,6 +97,8 @@ def disk(copies: Copies, tmp_path: Path) -> Disk:
 
 @pytest.mark.parametrize("server", [nbd, daemon], ids=["qemu-nbd", "qemu-storage-daemon"])
 def test_only_what_changed_is_read_and_sent(server: Server, disk: Disk) -> None:
+    assert disk.target.stat().st_mode & 0o7777 == 0o600
+    disk.target.chmod(0o640)
     qemu.write(disk.image, *DIRTY)
     with server(disk.image, disk.folder / "s") as address:
         push = disk.copies.start(
@@ -106,6 +108,7 @@ def test_only_what_changed_is_read_and_sent(server: Server, disk: Disk) -> None:
     assert push.progress().resumed_bytes == SIZE - DIRTY_BYTES
     assert receipt.wire_bytes < 3 * MIB
     assert disk.is_right(receipt)
+    assert disk.target.stat().st_mode & 0o7777 == 0o640
     assert sorted(path.name for path in disk.folder.glob(".target.*")) == [
         f".target.dm-{disk.tag}.receipt"
     ]

@@ -264,7 +264,7 @@ fn no_bitmap_builds_on_a_degraded_copy() {
         root: scene.rig.root(),
         name: "disk".into(),
         size: Some(SIZE),
-        mode: 0o600,
+        mode: None,
         uid: None,
         gid: None,
         care,

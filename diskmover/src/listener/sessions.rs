@@ -147,10 +147,9 @@ pub(super) fn check_opening(opening: &Opening) -> Result<()> {
                 spec.volume
             )));
         }
-        if spec.mode & !0o777 != 0 {
+        if let Some(mode) = spec.mode.filter(|mode| mode & !0o777 != 0) {
             return Err(invalid(format!(
-                "mode {:o} has more than permission bits",
-                spec.mode
+                "mode {mode:o} has more than permission bits"
             )));
         }
     }

@@ -96,7 +96,7 @@ impl Scene {
             root: self.dir.path().into(),
             name: "disk".into(),
             size: Some(SIZE),
-            mode: 0o600,
+            mode: None,
             uid: None,
             gid: None,
             care: Care {

@@ -106,7 +106,7 @@ impl Receiver {
         root: PathBuf,
         devices: HashMap<String, PathBuf>,
         paranoid: bool,
-        readback: bool,
+        readback: Option<bool>,
         seeds: Vec<(PathBuf, String)>,
         qcow2: bool,
         update: bool,

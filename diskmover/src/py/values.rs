@@ -25,7 +25,7 @@ pub(super) type Tls = (PathBuf, PathBuf, PathBuf);
 pub(super) type Placing = (
     Option<PathBuf>,
     bool,
-    bool,
+    Option<bool>,
     Vec<(PathBuf, String)>,
     bool,
     bool,
@@ -34,7 +34,7 @@ pub(super) type Placing = (
 pub(super) type Incoming = (
     (String, PathBuf, String),
     u64,
-    (u32, Option<u32>, Option<u32>),
+    (Option<u32>, Option<u32>, Option<u32>),
     Placing,
 );
 pub(super) type Nbd = (
@@ -117,10 +117,11 @@ pub(super) fn trust(paranoid: bool) -> Trust {
     }
 }
 
-pub(super) fn proof(readback: bool) -> Proof {
+pub(super) fn proof(readback: Option<bool>) -> Proof {
     match readback {
-        true => Proof::Readback,
-        false => Proof::Written,
+        None => Proof::Usual,
+        Some(true) => Proof::Readback,
+        Some(false) => Proof::Written,
     }
 }
 

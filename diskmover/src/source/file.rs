@@ -13,24 +13,33 @@ use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Identity, Source};
+use crate::alignment;
 use crate::digest::{self, Bitmap};
 use crate::error::{Code, MoverError, Result};
 use crate::identity;
 use crate::in_use;
 use crate::note;
+use crate::passing::Passing;
 use crate::plan::Extents;
 use crate::pool::lock;
 use crate::salvage::{self, Salvage};
 use crate::store::{Disk, disk};
-use crate::sys::ALIGN;
+use crate::sys::{self, ALIGN};
 use crate::trust;
 use crate::written::{self, Written};
+
+/// A range of which anything is in the page cache is left there when it is no longer
+/// than this.
+const SPARED: u64 = 64 << 10;
 
 /// An open regular file or block device.
 pub struct FileSource {
     path: PathBuf,
     file: Disk,
     direct: Option<Disk>,
+    /// What direct I/O reads whole.
+    block: usize,
+    passing: Passing,
     is_block: bool,
     size: u64,
     seen: Mutex<Seen>,
@@ -111,6 +120,8 @@ impl FileSource {
             other.is_ok_and(|other| other.is_like(&identity))
         });
         let is_counted = is_block && direct.as_ref().is_none_or(written::is_counted);
+        let block = direct.as_ref().and_then(alignment::of);
+        let direct = direct.filter(|_| block.is_some());
         let written = is_counted.then(|| written::of(&file)).flatten();
         if is_block && written.is_none() {
             note::leave(format!(
@@ -121,6 +132,8 @@ impl FileSource {
             path: path.to_owned(),
             file: disk(file),
             direct: direct.map(disk),
+            block: block.unwrap_or(ALIGN),
+            passing: Passing::default(),
             is_block,
             size: identity.size,
             seen: Mutex::new(Seen { identity, written }),
@@ -154,8 +167,9 @@ impl FileSource {
         let mut at = start;
         let mut is_broken = false;
         if let Some(direct) = &self.direct {
-            let aligned_end = end.next_multiple_of(ALIGN).min(buffer.len());
-            while at < end && at.is_multiple_of(ALIGN) && aligned_end.is_multiple_of(ALIGN) {
+            let block = self.block;
+            let aligned_end = end.next_multiple_of(block).min(buffer.len());
+            while at < end && at.is_multiple_of(block) && aligned_end.is_multiple_of(block) {
                 match direct.read_at(&mut buffer[at..aligned_end], base + at as u64) {
                     Ok(0) => break,
                     Ok(count) => at += count,
@@ -169,8 +183,10 @@ impl FileSource {
             }
         }
         let cached = at..end;
+        let ours = self.not_cached(base + at as u64..base + end as u64);
         while at < end {
-            match self.file.read_at(&mut buffer[at..end], base + at as u64) {
+            let (rest, offset) = (&mut buffer[at..end], base + at as u64);
+            match self.passing.read_at(&self.file, rest, offset) {
                 Ok(0) => {
                     let end = io::ErrorKind::UnexpectedEof.into();
                     return Err(self.unread(&end, base + at as u64));
@@ -183,11 +199,11 @@ impl FileSource {
                 Err(e) => return Err(self.unread(&e, base + at as u64)),
             }
         }
-        if cached.len() >= ALIGN {
-            self.let_go(base + cached.start as u64, cached.len() as u64);
-            if !is_broken {
-                self.tell_cached();
-            }
+        if !self.passing.works() {
+            ours.into_iter().for_each(|range| self.let_go(range));
+        }
+        if cached.len() >= ALIGN && !is_broken {
+            self.tell_cached();
         }
         Ok(())
     }
@@ -221,10 +237,30 @@ impl FileSource {
         failed.at(offset)
     }
 
+    /// What of a range will be in the page cache only because it is read now; all of
+    /// it where nobody tells.
+    fn not_cached(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        if range.is_empty() || self.passing.works() {
+            return Vec::new(); // nothing of it will
+        }
+        let len = range.end - range.start;
+        let cached = sys::cached_pages(&self.file, range.start, len).unwrap_or(0);
+        if cached == 0 {
+            return vec![range];
+        }
+        if cached >= len / ALIGN as u64 || len <= SPARED {
+            return Vec::new();
+        }
+        let middle = (range.start + len / 2).next_multiple_of(ALIGN as u64);
+        let mut all = self.not_cached(range.start..middle);
+        all.extend(self.not_cached(middle..range.end));
+        all
+    }
+
     /// Drops what had to be read through the page cache, which guests need more.
-    fn let_go(&self, offset: u64, len: u64) {
-        let len = std::num::NonZeroU64::new(len);
-        let _ = rustix::fs::fadvise(&self.file, offset, len, Advice::DontNeed);
+    fn let_go(&self, range: Range<u64>) {
+        let len = std::num::NonZeroU64::new(range.end - range.start);
+        let _ = rustix::fs::fadvise(&self.file, range.start, len, Advice::DontNeed);
     }
 
     fn tell_cached(&self) {
@@ -257,9 +293,9 @@ impl Source for FileSource {
         let mut filled = 0;
         for range in ranges {
             // O_DIRECT reads whole blocks; so does everything else then.
-            let start = ((range.start - base) as usize & !(ALIGN - 1)).max(filled);
+            let start = ((range.start - base) as usize & !(self.block - 1)).max(filled);
             let end = ((range.end - base) as usize)
-                .next_multiple_of(ALIGN)
+                .next_multiple_of(self.block)
                 .min(len);
             if start < end {
                 self.read_range(base, start, end, buffer)?;
@@ -383,6 +419,7 @@ mod tests {
         std::fs::write(&path, vec![7; CHUNK as usize]).unwrap();
         let file = File::open(&path).unwrap();
         file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
         let source = FileSource::from_files(file, None, &path).unwrap();
         let mut buffer = AlignedBuf::new(CHUNK as usize).unwrap();
         source.read_chunk(0, &[0..CHUNK], &mut buffer).unwrap();
@@ -393,5 +430,36 @@ mod tests {
                 .told_cached
                 .load(std::sync::atomic::Ordering::Relaxed)
         );
+    }
+
+    #[test]
+    fn what_others_have_in_the_page_cache_stays_there() {
+        for passes in [true, false] {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("disk");
+            std::fs::write(&path, vec![7; 2 * CHUNK as usize]).unwrap();
+            let file = File::open(&path).unwrap();
+            file.sync_all().unwrap();
+            let drop_all = || rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+            drop_all();
+            // Whoever else reads it: some of the second chunk, and nothing ahead.
+            rustix::fs::fadvise(&file, 0, None, Advice::Random).unwrap();
+            let mut read = vec![0; 3 * SPARED as usize];
+            file.read_exact_at(&mut read, CHUNK + SPARED).unwrap();
+            let theirs = cached_bytes(&path);
+            assert!((3 * SPARED..CHUNK).contains(&theirs), "{theirs}");
+            let again = File::open(&path).unwrap();
+            let source = FileSource::from_files(again, None, &path).unwrap();
+            if !passes {
+                source.passing.give_up(&source.file);
+            }
+            let mut buffer = AlignedBuf::new(CHUNK as usize).unwrap();
+            for chunk in [0, 1] {
+                let whole = chunk * CHUNK..(chunk + 1) * CHUNK;
+                source.read_chunk(chunk, &[whole], &mut buffer).unwrap();
+                assert!(buffer.iter().all(|byte| *byte == 7));
+            }
+            assert_eq!(cached_bytes(&path), theirs);
+        }
     }
 }

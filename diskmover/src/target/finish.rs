@@ -1,14 +1,12 @@
-//! How a part becomes the target: its digest verified, its medium proven, its
-//! name given.
+//! How a part becomes the target: its digest verified, its name given.
 
-use crate::audit::{self, Expected};
 use crate::device;
-use crate::digest::{self, CHUNK, Hash, SEGMENT_CHUNKS};
+use crate::digest::{self, Hash};
 use crate::error::{Code, MoverError, Result};
 use crate::messages::Receipt;
 use crate::pool::lock;
 use crate::publish;
-use crate::target::{Place, Proof, Target};
+use crate::target::{Place, Target};
 use crate::unreadable::Unreadable;
 
 impl Target {
@@ -31,36 +29,6 @@ impl Target {
             return Err(self.about(MoverError::new(Code::DigestMismatch, text)));
         }
         Ok(())
-    }
-
-    /// Reads all of it back and compares it with what was placed, if that is wanted.
-    ///
-    /// What the medium does not give back is missing from then on.
-    pub fn prove(&self, go_on: &(dyn Fn() -> bool + Sync)) -> Result<()> {
-        if self.spec.care.proof == Proof::Written {
-            return Ok(());
-        }
-        let segments: Vec<usize> = (0..lock(&self.book).ledger.segments()).collect();
-        let expected = |segment| Expected::of(&lock(&self.book).ledger, segment);
-        let bad = audit::failing(&self.medium, &segments, &expected, go_on);
-        let Some(bad) = bad else {
-            let text = "the session ended while the target was read back";
-            return Err(self.about(MoverError::new(Code::SessionClosed, text)));
-        };
-        let Some(first) = bad.first() else {
-            return Ok(());
-        };
-        let noted = lock(&self.journal).forget(&bad);
-        noted.map_err(|e| self.failed("cannot write the journal of", &e))?;
-        let mut book = lock(&self.book);
-        bad.iter().for_each(|segment| book.ledger.forget(*segment));
-        let text = format!(
-            "{} does not give back what was written to it, in {} of its 64 MiB segments; nothing was published. Check the device; the next attempt writes them again",
-            self.names.shown,
-            bad.len()
-        );
-        let offset = *first as u64 * SEGMENT_CHUNKS * CHUNK;
-        Err(self.about(MoverError::new(Code::TargetIo, text).at(offset)))
     }
 
     /// Gives the verified part its final name.
@@ -99,7 +67,7 @@ impl Target {
         let file = self.medium.file();
         let written = image.write(file).and_then(|()| self.medium.sync());
         written.map_err(|e| self.failed("cannot write the tables of", &e))?;
-        if self.spec.care.proof == Proof::Readback {
+        if self.spec.care.reads_back() {
             let same = image.is_written(file);
             let same = same.map_err(|e| self.failed("cannot read back the tables of", &e))?;
             if !same {

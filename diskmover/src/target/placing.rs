@@ -18,7 +18,7 @@ use crate::error::{Code, MoverError, Result};
 use crate::ledger::{self, MOST_HELD, Unfit};
 use crate::pool::lock;
 use crate::sys::ALIGN;
-use crate::target::Target;
+use crate::target::{Book, Target};
 
 /// What became of an offer to take a chunk from the base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,9 @@ impl Target {
         let (seeds, offset) = (&self.seeds, chunk * CHUNK);
         let filled = seeds.fill(&self.medium, offset, buffer, pieces, missing);
         let left = filled.map_err(|e| self.failed("cannot write", &e).at(offset))?;
+        if left != missing {
+            self.note_written(&mut lock(&self.book), chunk);
+        }
         let taken = match left {
             0 => self.adopt(chunk, 0, buffer, |found, _| *found == hash)?,
             mask => Taken::Without(mask),
@@ -153,7 +156,13 @@ impl Target {
 
     /// Writes the 64 KiB blocks of a chunk that `mask` covers; `data` holds the
     /// blocks of the whole chunk that `bitmap` marks.
-    fn write_blocks(&self, chunk: u64, mask: Mask, bitmap: &Bitmap, data: &[u8]) -> Result<()> {
+    pub(super) fn write_blocks(
+        &self,
+        chunk: u64,
+        mask: Mask,
+        bitmap: &Bitmap,
+        data: &[u8],
+    ) -> Result<()> {
         if let Some(image) = &self.image {
             image.note(chunk, bitmap);
         }
@@ -174,12 +183,17 @@ impl Target {
     }
 
     /// Notes that a chunk is written.
-    fn confirm(&self, chunk: u64) {
+    pub(super) fn confirm(&self, chunk: u64) {
         let mut book = lock(&self.book);
-        if book.ledger.confirm(chunk) {
-            let segment = (chunk / SEGMENT_CHUNKS) as u32;
-            *book.pending.entry(segment).or_default() |= 1 << (chunk % SEGMENT_CHUNKS);
-        }
+        book.ledger.confirm(chunk);
+        // Also when it was done before: it may have come twice at the same time.
+        self.note_written(&mut book, chunk);
+    }
+
+    /// Notes that something was written to a chunk, and has to become durable.
+    fn note_written(&self, book: &mut Book, chunk: u64) {
+        let (segment, bit) = (chunk / SEGMENT_CHUNKS, 1 << (chunk % SEGMENT_CHUNKS));
+        book.note_written(segment as usize, bit, self.proofs.as_ref());
     }
 
     /// Places zero chunks `first..end`.
@@ -193,21 +207,26 @@ impl Target {
             ledger.size()
         };
         let mut from = first;
+        let mut any = false;
         // One by one: there may be as many as chunks.
         while let Some(run) = { lock(&self.book).ledger.next_missing(from, end) } {
             from = run.end;
+            any = true;
             if let Some(image) = &self.image {
                 image.note_zeros(run.clone());
             }
             let start = run.start * CHUNK;
             self.zero(start, (run.end * CHUNK).min(size) - start)?;
         }
+        if !any {
+            return Ok(());
+        }
         let mut book = lock(&self.book);
         if let Err(unfit) = book.ledger.confirm_zeros(first, end) {
             return self.refuse(unfit, first);
         }
         for (segment, bits) in ledger::pieces(first..end) {
-            *book.pending.entry(segment as u32).or_default() |= bits;
+            book.note_written(segment, bits, self.proofs.as_ref());
         }
         Ok(())
     }
@@ -284,7 +303,7 @@ mod tests {
             root: dir.path().to_owned(),
             name: "disk".into(),
             size: None,
-            mode: 0o600,
+            mode: None,
             uid: None,
             gid: None,
             care: Care {

@@ -15,8 +15,9 @@ pub struct TargetSpec {
     pub name: String,
     /// Exact size; None takes what the sender announces.
     pub size: Option<u64>,
-    /// Permission bits when published.
-    pub mode: u32,
+    /// Permission bits when published. None leaves what the file has: of a new one
+    /// 0600, of one that is brought up to date its own. Owner and group likewise.
+    pub mode: Option<u32>,
     /// Owner when published.
     pub uid: Option<u32>,
     /// Group when published.
@@ -43,6 +44,17 @@ pub struct Care {
     pub update: bool,
     /// A copy of a source that could not be read everywhere is published, and marked.
     pub degraded: bool,
+}
+
+impl Care {
+    /// Whether the medium has to give back what was written before it is published.
+    pub fn reads_back(&self) -> bool {
+        match self.proof {
+            Proof::Usual => self.place != Place::File,
+            Proof::Written => false,
+            Proof::Readback => true,
+        }
+    }
 }
 
 /// What a target is made into.
@@ -82,8 +94,10 @@ pub enum Trust {
 /// What is proven before a target is published.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Proof {
-    /// That what was handed to the system is what the sender read.
+    /// Of a device `Readback`, of a file `Written`.
     #[default]
+    Usual,
+    /// That what was handed to the system is what the sender read.
     Written,
     /// That the medium gives it back, too.
     Readback,

@@ -6,6 +6,7 @@
 //! work.rs         chunks to read, lost ones again         src/feed.rs
 //! last_word.rs    the end of a copy, when links break     src/push/finish.rs, feed.rs
 //! connections.rs  the connections to an NBD export        src/nbd/pool.rs
+//! read_back.rs    what the medium has given back          src/proofs.rs
 //! ```
 //! The modules are the crate's own, built over loom's locks. Loom's waits never
 //! time out: whoever has to be woken and is not stands still, and loom says so.
@@ -33,6 +34,9 @@ mod last_word;
 mod nbd;
 #[path = "../../src/pool.rs"]
 mod pool;
+#[path = "../../src/proofs.rs"]
+mod proofs;
+mod read_back;
 mod room;
 mod work;
 

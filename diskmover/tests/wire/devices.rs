@@ -21,7 +21,15 @@ use diskmover::{device, local};
 use crate::peer::identity;
 use crate::rig::{Rig, SESSION, TAG, eventually, finish, noise, run};
 
-const SECTORS: [u32; 2] = [512, 4096];
+/// Sizes of sectors that a device can have here: those beyond a page need Linux 6.15.
+fn sectors() -> Vec<u32> {
+    let dir = tempfile::tempdir().unwrap();
+    let sizes = [512, 4096, 16384].into_iter();
+    let is_known = |sector: &u32| {
+        *sector <= 4096 || Loop::make(dir.path().join("backing"), CHUNK, *sector).is_some()
+    };
+    sizes.filter(is_known).collect()
+}
 
 /// A loop device over a sparse file.
 pub struct Loop {
@@ -31,15 +39,19 @@ pub struct Loop {
 
 impl Loop {
     pub fn new(backing: PathBuf, size: u64, sector: u32) -> Loop {
+        Loop::make(backing, size, sector).expect("no loop device")
+    }
+
+    /// The same; None when the kernel has none.
+    fn make(backing: PathBuf, size: u64, sector: u32) -> Option<Loop> {
         File::create(&backing).unwrap().set_len(size).unwrap();
         let output = Command::new("losetup")
             .args(["--find", "--show", "--sector-size", &sector.to_string()])
             .arg(&backing)
             .output()
             .unwrap();
-        assert!(output.status.success(), "{output:?}");
         let path = String::from_utf8(output.stdout).unwrap().trim().into();
-        Loop { path, backing }
+        output.status.success().then_some(Loop { path, backing })
     }
 
     pub fn name(&self) -> &str {
@@ -113,7 +125,7 @@ fn loops(rig: &Rig, size: u64, sector: u32) -> Loop {
 
 #[test]
 fn a_device_full_of_other_data_becomes_the_image_whatever_its_sectors() {
-    for sector in SECTORS {
+    for sector in sectors() {
         let rig = rig();
         // Odd at its end, with a run of zeros, a zero chunk and scattered blocks.
         let size = 70 * CHUNK + 3 * 4096 + 777;
@@ -157,9 +169,9 @@ fn a_device_full_of_other_data_becomes_the_image_whatever_its_sectors() {
 
 #[test]
 fn devices_are_sources_too() {
-    for sector in SECTORS {
+    for sector in sectors() {
         let rig = Rig::new();
-        let size = 9 * CHUNK + 2 * 4096;
+        let size = 9 * CHUNK + 4 * 4096;
         let source = loops(&rig, size, sector);
         source.write(&noise(5, 3 << 20), 4 * CHUNK + 4096);
         rig.open(&[("disk", size)]).unwrap();
@@ -352,7 +364,7 @@ fn a_device_replaced_after_its_copy_is_not_taken_for_the_copy() {
 
 #[test]
 fn what_a_device_has_lost_is_told_by_its_sectors_and_no_bitmap_builds_on_it() {
-    for sector in SECTORS {
+    for sector in sectors() {
         let rig = rig();
         rig.care.borrow_mut().degraded = true;
         let size = 4 * CHUNK;
@@ -381,7 +393,7 @@ fn what_a_device_has_lost_is_told_by_its_sectors_and_no_bitmap_builds_on_it() {
             root: "/dev".into(),
             name: target.name().to_owned(),
             size: Some(size),
-            mode: 0o600,
+            mode: None,
             uid: None,
             gid: None,
             care: rig.care.borrow().clone(),

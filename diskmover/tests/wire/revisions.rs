@@ -10,6 +10,7 @@ use diskmover::local;
 use diskmover::mode::CopyMode;
 use diskmover::revision::{MAX_SEGMENTS, Revision};
 use diskmover::target::Care;
+use rustix::fs::{Gid, Mode, Uid, XattrFlags};
 
 use crate::peer::Peer;
 use crate::rig::{Rig, SESSION, noise, run};
@@ -96,6 +97,51 @@ fn all_but_what_changed_is_there() {
     peer.hear_kind(Kind::Receipt);
     let placed = local::digest(&rig.root().join("disk")).unwrap();
     assert_eq!(placed.2, root);
+}
+
+/// Brings the disk up to date as the sender of `revision` would; chunk 1 has changed.
+fn update(rig: &Rig, since: Hash) {
+    let mut revision = Revision::new(since);
+    revision.mark(CHUNK..CHUNK + 1);
+    let mut peer = opened(rig, &revision);
+    let mut ledger = state(&mut peer);
+    let content = noise(9, 1 << 20);
+    peer.data(0, 1, SIZE, &content);
+    peer.hear_kind(Kind::Ack);
+    peer.finish(0, SIZE, &root_with(&mut ledger, &content));
+    peer.hear_kind(Kind::Receipt);
+}
+
+#[test]
+fn owner_mode_and_label_are_those_of_the_copy_that_was_there() {
+    let (rig, since) = received();
+    let path = rig.root().join("disk");
+    let (uid, gid) = (Uid::from_raw(1234), Gid::from_raw(4321));
+    rustix::fs::chown(&path, Some(uid), Some(gid)).unwrap();
+    rustix::fs::chmod(&path, Mode::from_raw_mode(0o664)).unwrap();
+    let label = b"system_u:object_r:svirt_image_t:s0:c1,c2\0";
+    let (key, flags) = ("security.selinux", XattrFlags::empty());
+    // Root may, also where no SELinux is; tmpfs and such may have no labels.
+    let is_labelled = rustix::fs::setxattr(&path, key, label, flags).is_ok();
+    rig.mode.set(None);
+    update(&rig, since);
+    let stat = rustix::fs::stat(&path).unwrap();
+    assert_eq!((stat.st_uid, stat.st_gid), (1234, 4321));
+    assert_eq!(stat.st_mode & 0o7777, 0o664);
+    let mut found = [0; 100];
+    let length = rustix::fs::getxattr(&path, key, &mut found);
+    assert_eq!(length.is_ok(), is_labelled);
+    assert_eq!(&found[..length.unwrap_or(0)], &label[..length.unwrap_or(0)]);
+}
+
+#[test]
+fn a_mode_that_is_asked_for_is_given_to_what_was_there_too() {
+    let (rig, since) = received();
+    let path = rig.root().join("disk");
+    rustix::fs::chmod(&path, Mode::from_raw_mode(0o664)).unwrap();
+    rig.mode.set(Some(0o600));
+    update(&rig, since);
+    assert_eq!(rustix::fs::stat(&path).unwrap().st_mode & 0o7777, 0o600);
 }
 
 #[test]

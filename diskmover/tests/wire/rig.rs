@@ -37,6 +37,8 @@ pub struct Rig {
     key: Cell<[u8; 32]>,
     /// How targets are placed.
     pub care: RefCell<Care>,
+    /// Permission bits of targets.
+    pub mode: Cell<Option<u32>>,
     /// Where targets are.
     pub targets: RefCell<PathBuf>,
 }
@@ -69,6 +71,7 @@ impl Rig {
             receiver,
             key: Cell::new(KEY),
             care: RefCell::default(),
+            mode: Cell::new(Some(0o640)),
             targets: RefCell::new(dir.path().join("in")),
             dir,
         }
@@ -116,7 +119,7 @@ impl Rig {
             root: self.targets.borrow().clone(),
             name: (*name).to_owned(),
             size: Some(*size),
-            mode: 0o640,
+            mode: self.mode.get(),
             uid: None,
             gid: None,
             care: self.care.borrow().clone(),
