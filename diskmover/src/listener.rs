@@ -30,7 +30,7 @@ use crate::offer::Offer;
 use crate::pool::lock;
 use crate::priority::IoPriority;
 use crate::progress::Progress;
-use crate::session::{Opening, Phase};
+use crate::session::{LAST_WORDS, Opening, Phase};
 use crate::tls::TlsFiles;
 use sessions::{Registry, check_opening, unknown};
 
@@ -212,7 +212,7 @@ impl Shared {
             Err(_) => {
                 // The alert is on its way; a reset must not overtake it.
                 if let Ok(socket) = keep {
-                    link::linger(&socket, Duration::from_secs(1));
+                    link::linger(&socket, LAST_WORDS);
                 }
                 return;
             }
@@ -224,8 +224,8 @@ impl Shared {
                 let payload = messages::encode_error(&error);
                 let mut header = Header::new(Kind::Error, 0);
                 header.payload_len = payload.len() as u32;
-                let _ = link.send_soon(&header, &[&payload], Duration::from_secs(1));
-                link.linger(Duration::from_secs(1));
+                let _ = link.send_by(Instant::now() + LAST_WORDS, &header, &[&payload]);
+                link.linger(LAST_WORDS);
             }
         }
     }

@@ -3,6 +3,8 @@
 #![allow(missing_docs)]
 
 mod access;
+mod alone;
+mod black_holes;
 mod broken_wire;
 mod copies;
 mod corrupt;
