@@ -108,7 +108,7 @@ pub fn open(
     let since = since.filter(|_| spec.care.update);
     let found = match &spec.care.place {
         Place::File => find_part(spec, tag, length, since)?,
-        Place::Device { state } => device::find(spec, state, tag, identity.size, since)?,
+        Place::Device { state } => device::find(spec, state, tag, identity.size, since, go_on)?,
     };
     let site = match found {
         Found::Published(receipt) => {
