@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
+use crate::budget::Budget;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{Header, Kind};
 use crate::guard;
@@ -45,6 +46,8 @@ pub struct Limits {
     pub connections: usize,
     /// Memory for chunks of each session.
     pub buffer_bytes: u64,
+    /// Memory for what is known of volumes, over all sessions.
+    pub volume_memory: u64,
     /// How much its writes count beside others'.
     pub io_priority: IoPriority,
     /// Time for the TLS handshake and HELLO together.
@@ -58,6 +61,7 @@ pub struct Limits {
 struct Shared {
     tls: TlsFiles,
     limits: Limits,
+    budget: Arc<Budget>,
     registry: Mutex<Registry>,
     /// What the stand-alone tool offers, which needs no sessions.
     offer: Mutex<Option<Offer>>,
@@ -99,6 +103,7 @@ impl Receiver {
         let wake = Arc::new(wake);
         let shared = Arc::new(Shared {
             tls,
+            budget: Budget::new(limits.volume_memory),
             limits,
             registry: Mutex::default(),
             offer: Mutex::new(None),

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::budget::Budget;
 use crate::dirt::Dirt;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{Header, Kind};
@@ -127,13 +128,20 @@ pub struct Session {
     meter: Meter,
     mending: Mending,
     pool: Arc<Pool>,
+    /// Memory for what is known of volumes, of all sessions.
+    pub budget: Arc<Budget>,
     jobs: (Sender<Job>, Receiver<Job>),
     orders: (Sender<Order>, Receiver<Order>),
 }
 
 impl Session {
     /// A session that waits for its sender.
-    pub fn new(opening: Opening, buffer_bytes: u64, quiet: Duration) -> Arc<Session> {
+    pub fn new(
+        opening: Opening,
+        buffer_bytes: u64,
+        quiet: Duration,
+        budget: Arc<Budget>,
+    ) -> Arc<Session> {
         let count = opening.volumes.len();
         Arc::new(Session {
             keys: Keys::derive(&opening.key),
@@ -165,6 +173,7 @@ impl Session {
             meter: Meter::default(),
             mending: Mending::default(),
             pool: Pool::new(buffer_bytes),
+            budget,
             jobs: bounded(QUEUE),
             orders: bounded(QUEUE),
         })

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use diskmover::base::PIECE;
+use diskmover::budget::Budget;
 use diskmover::digest::CHUNK;
 use diskmover::error::Code;
 use diskmover::mode::CopyMode;
@@ -433,7 +434,8 @@ fn what_a_device_has_lost_is_told_by_its_sectors_and_no_bitmap_builds_on_it() {
             mode: CopyMode::Verbatim,
             revision: Some(Revision::new(receipt.root)),
         };
-        match opening::open(&spec, TAG, &announced, &|| true).unwrap() {
+        let share = Budget::new(u64::MAX).share();
+        match opening::open(&spec, TAG, &announced, share, &|| true).unwrap() {
             Opened::Published(found) => assert_eq!(found.unreadable, receipt.unreadable),
             Opened::Receiving(_) => panic!("what was never read counts as unchanged"),
         }

@@ -6,6 +6,7 @@ mod access;
 mod alone;
 mod black_holes;
 mod broken_wire;
+mod budget;
 mod copies;
 mod corrupt;
 mod costly_sender;
