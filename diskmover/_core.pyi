@@ -37,6 +37,7 @@ class Receiver:
         max_sessions: int,
         max_connections: int,
         buffer_bytes: int,
+        volume_memory_bytes: int,
         idle_timeout_seconds: float,
         io_priority: str,
     ) -> None: ...

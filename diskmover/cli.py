@@ -37,7 +37,7 @@ import diskmover
 from diskmover import show
 from diskmover.errors import MoverError
 from diskmover.model import Changes, IoPriority, NbdExport, TlsFiles, uri_of
-from diskmover.params import PORT, Address, Device, Export, Rate
+from diskmover.params import PORT, Address, Device, Export, Rate, Size
 from diskmover.pushing import check_names, push_one
 from diskmover.transfer import Receiver
 
@@ -160,6 +160,14 @@ def main() -> None:
     help="Let `push --since` bring a file that it has placed before up to date. The file must "
     "not be in use, and has no name until the new content is complete and verified.",
 )
+@click.option(
+    "--volume-memory",
+    default="512Mi",
+    show_default=True,
+    type=Size(),
+    help="Most memory for what is known of the volumes of all copies, about 2 MiB for each TiB of "
+    "them. A copy for which there is none is told to come again later.",
+)
 @_io_priority
 @click.option(
     "--json",
@@ -177,6 +185,7 @@ def serve(
     seeds: tuple[str, ...],
     file_format: Literal["as-sent", "qcow2"],
     update: bool,
+    volume_memory: int,
     io_priority: IoPriority,
     as_json: bool,
     cert: Path,
@@ -208,7 +217,12 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     tls = TlsFiles(cert, key, ca)
-    with _told(as_json), Receiver(listen, tls, io_priority=io_priority) as receiver:
+    with (
+        _told(as_json),
+        Receiver(
+            listen, tls, volume_memory_bytes=volume_memory, io_priority=io_priority
+        ) as receiver,
+    ):
         receiver.serve_names(
             root,
             devices=dict(devices),

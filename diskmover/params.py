@@ -28,9 +28,16 @@ class Rate(click.ParamType[int]):
             return value
         form = self._FORM.fullmatch(str(value).strip().upper())
         if form is None or int(form[1]) == 0:
-            self.fail(f"{value!r} is not a rate such as 20M or 20Mi", param, ctx)
+            self.fail(f"{value!r} is not a {self.name} such as 20M or 20Mi", param, ctx)
         units = _BINARY if form[3] else _DECIMAL
         return int(form[1]) * units[form[2]]
+
+
+class Size(Rate):
+    """Bytes: 20M is 20,000,000, 20Mi is 20 MiB."""
+
+    name = "size"
+    _FORM = re.compile(r"(\d+)([KMG]?)(I?)B?")
 
 
 class Address(click.ParamType[str]):

@@ -37,6 +37,7 @@ from diskmover.model import (
 )
 
 DEFAULT_BUFFER_BYTES = 64 << 20
+DEFAULT_VOLUME_MEMORY_BYTES = 512 << 20
 
 
 def take_notes() -> list[str]:
@@ -62,6 +63,7 @@ class Receiver:
         max_sessions: int = 16,
         max_connections: int = 128,
         buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        volume_memory_bytes: int = DEFAULT_VOLUME_MEMORY_BYTES,
         idle_timeout_seconds: float = 60.0,
         io_priority: IoPriority = "normal",
     ) -> None:
@@ -74,6 +76,10 @@ class Receiver:
             max_sessions: Sessions that can be open at the same time.
             max_connections: Connections over all sessions.
             buffer_bytes: Memory for chunks in flight, for each session.
+            volume_memory_bytes: Memory for what is known of volumes, over all sessions:
+                about 2 MiB for each TiB of those that are open, and 40 bytes for each
+                block that is looked up in seeds. A copy that there is no room for ends
+                with LIMIT_EXCEEDED, and can be tried again; seeds are left out instead.
             idle_timeout_seconds: A connection on which nothing arrives for so
                 long is dropped. Senders give a sign every few seconds.
             io_priority: How much its writes count beside others' on the same
@@ -91,6 +97,7 @@ class Receiver:
             max_sessions,
             max_connections,
             buffer_bytes,
+            volume_memory_bytes,
             idle_timeout_seconds,
             io_priority,
         )

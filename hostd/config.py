@@ -106,6 +106,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     Attributes:
         reserved_memory_mib: Host memory that guests never get, in MiB.
+        volume_memory_mib: Most memory for what is known of volumes that arrive, over all
+            copies; one for which there is none is tried again later.
         max_copies: Copies that this host sends at once; further ones wait.
         copy_connections: Connections of one copy unless the caller says otherwise; 0
             begins with 4 and adds some over long distances.
@@ -114,6 +116,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     reserved_memory_mib: int = 0
+    volume_memory_mib: int = 512
     max_copies: int = 2
     copy_connections: int = 0
     io_priority: IoPriority = "normal"
@@ -193,6 +196,8 @@ def _first_problem(config: HostdConfig) -> str:
         return "limits: max_copies must be at least 1, copy_connections at least 0"
     if config.limits.reserved_memory_mib < 0:
         return "limits.reserved_memory_mib: must not be negative"
+    if config.limits.volume_memory_mib < 1:
+        return "limits.volume_memory_mib: must be at least 1"
     if config.log.level not in LOG_LEVELS:
         return f"log.level: {config.log.level!r} is not one of {', '.join(LOG_LEVELS)}"
     return _storage_problem(config.storage)

@@ -110,8 +110,12 @@ class Daemon:
     def _open_data_port(self) -> DataPort:
         listen = self._config.listen.data
         try:
+            limits = self._config.limits
             return DataPort(
-                listen, self._config.tls.paths, io_priority=self._config.limits.io_priority
+                listen,
+                self._config.tls.paths,
+                volume_memory_bytes=limits.volume_memory_mib << 20,
+                io_priority=limits.io_priority,
             )
         except MoverError as error:
             raise ConfigError(f"listen.data {listen}: {error.message}") from error

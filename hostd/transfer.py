@@ -95,14 +95,27 @@ class DataPort:
     Args:
         listen: HOST:PORT.
         tls: The host's certificate.
+        volume_memory_bytes: Most memory for what is known of volumes, over all sessions.
         io_priority: How much writes count beside those of others.
 
     Raises:
         MoverError: The address cannot be bound, or the certificate is unusable.
     """
 
-    def __init__(self, listen: str, tls: TlsPaths, *, io_priority: IoPriority = "normal") -> None:
-        self._receiver = Receiver(listen, tls_files(tls), io_priority=io_priority)
+    def __init__(
+        self,
+        listen: str,
+        tls: TlsPaths,
+        *,
+        volume_memory_bytes: int,
+        io_priority: IoPriority = "normal",
+    ) -> None:
+        self._receiver = Receiver(
+            listen,
+            tls_files(tls),
+            volume_memory_bytes=volume_memory_bytes,
+            io_priority=io_priority,
+        )
         self._lock = threading.Lock()
         # Migration -> digest of the key that its session was opened with.
         self._keys: dict[str, bytes] = {}

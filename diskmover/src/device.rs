@@ -13,30 +13,36 @@ use rustix::io::Errno;
 use crate::beneath::{self, Names};
 use crate::digest::Hash;
 use crate::error::{Code, MoverError, Result};
+use crate::medium::Medium;
 use crate::messages::Receipt;
 use crate::opening::{Found, Site};
+use crate::rebase;
 use crate::receipt::{self, FileId, Stamp};
+use crate::revision::Revision;
 use crate::target::TargetSpec;
 use crate::written;
 
 /// Opens a device for this copy alone; refuses one that is in use or too small.
 ///
 /// With `since`, a copy of that digest that this tag has placed is gone on from.
+/// Reading back can take long: `go_on` is called meanwhile, and ends it.
 pub fn find(
     spec: &TargetSpec,
     state: &Path,
     tag: &str,
     size: u64,
     since: Option<Hash>,
+    go_on: &(dyn Fn() -> bool + Sync),
 ) -> Result<Found> {
     beneath::check_name(&spec.name)?;
     let mut names = Names::open(state, &flat(&spec.name), tag)?;
     names.shown.clone_from(&spec.name);
     let root = beneath::open_root(&spec.root)?;
-    let open = |more| {
-        let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | more;
+    let open_as = |flags| {
+        let flags = flags | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         beneath::open(&root, &spec.name, flags, Mode::empty()).map(File::from)
     };
+    let open = |more| open_as(OFlags::RDWR | more);
     let look = beneath::open(&root, &spec.name, OFlags::PATH, Mode::empty());
     let look = look.map_err(|e| beneath::refused(&spec.name, e))?;
     let stat = rustix::fs::fstat(&look).map_err(|e| cannot(spec, "stat", e))?;
@@ -46,26 +52,22 @@ pub fn find(
     }
     let id = device_id(stat.st_rdev);
     if let Some(published) = receipt::read(&names)? {
-        let (found, of) = (&published.receipt, published.id);
-        if of == id && since == Some(found.root) && found.unreadable.is_empty() {
-            // From now on nothing vouches for it, until it is complete again.
-            names.remove(&names.journal)?;
-            names.remove(&names.receipt)?;
-            names.sync_dir()?;
-        } else if of == id {
-            names.remove(&names.journal)?;
-            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-            let device = beneath::open(&root, &spec.name, flags, Mode::empty());
-            let device = device.map_err(|e| cannot(spec, "open", e))?.into();
-            published.check_untouched(&names, stamp(&device))?;
-            return Ok(Found::Published(published.receipt));
-        } else {
-            let text = format!(
-                "this copy has written a device {:?} before, and it may not be this one; discard the copy to write it again",
-                spec.name
-            );
-            return Err(MoverError::new(Code::TargetExists, text).at_receiver());
+        let placed = &published.receipt;
+        let is_built_on = since == Some(placed.root) && placed.unreadable.is_empty();
+        let device = open_as(OFlags::RDONLY).map_err(|e| cannot(spec, "open", e))?;
+        // What is built on is read and hashed anyway.
+        let is_known = || is_built_on || published.is_untouched(stamp(&device));
+        if published.id != id || !is_known() {
+            let direct = open_as(OFlags::RDONLY | OFlags::DIRECT).ok();
+            prove(&names, device, direct, id, placed, go_on)?;
         }
+        names.remove(&names.journal)?;
+        if !is_built_on {
+            return Ok(Found::Published(published.receipt));
+        }
+        // From now on nothing vouches for it, until it is complete again.
+        names.remove(&names.receipt)?;
+        names.sync_dir()?;
     }
     let file = open(OFlags::EXCL).map_err(|e| match e {
         Errno::BUSY => {
@@ -99,6 +101,37 @@ pub fn find(
         sized: true,
         is_device: true,
     }))
+}
+
+/// Proves by reading all of it that a device still holds what this copy has placed,
+/// and notes which device that is now; fails when it does not.
+///
+/// The kernel counts writes to a device as long as the machine runs, and which disk
+/// has which number is found out anew at each start. After one, nothing but the
+/// content tells.
+fn prove(
+    names: &Names,
+    device: File,
+    direct: Option<File>,
+    id: FileId,
+    placed: &Receipt,
+    go_on: &(dyn Fn() -> bool + Sync),
+) -> Result<()> {
+    let before = stamp(&device);
+    let unread = |e| MoverError::target_io("cannot read a device", &e);
+    let room = rustix::fs::seek(&device, SeekFrom::End(0)).map_err(|e| unread(e.into()))?;
+    let medium = Medium::new(device, direct, false).map_err(unread)?;
+    let all = Revision::new(placed.root);
+    let holds = room >= placed.size
+        && rebase::unchanged(&medium, placed.size, &all, &|_, _| {}, go_on)?.is_some();
+    if !holds || stamp(medium.file()) != before {
+        let text = format!(
+            "this copy has placed {:?} before, and it holds something else now: it was written to since, or is another device; choose another one, or discard the copy to write over it",
+            names.shown
+        );
+        return Err(MoverError::new(Code::TargetExists, text).at_receiver());
+    }
+    receipt::write(names, placed, id, before)
 }
 
 /// Notes, durably, that the device holds the volume.

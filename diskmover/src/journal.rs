@@ -18,8 +18,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::beneath::{self, Names};
+use crate::budget::Share;
 use crate::entry::{self, Entry};
-use crate::error::Result;
+use crate::error::{MoverError, Result};
 use crate::ledger::Ledger;
 use crate::receipt::FileId;
 use crate::source::Identity;
@@ -74,8 +75,8 @@ impl Subject {
 
 impl Journal {
     /// Opens the journal of a part; None when there is none, or one about
-    /// something else.
-    pub fn load(names: &Names, subject: &Subject) -> Result<Option<Found>> {
+    /// something else. `share` has room for what it tells afterwards.
+    pub fn load(names: &Names, subject: &Subject, share: &mut Share) -> Result<Option<Found>> {
         let flags = OFlags::RDWR | OFlags::NOFOLLOW;
         let fd: OwnedFd = match beneath::open(&names.dir, &names.journal, flags, Mode::empty()) {
             Ok(fd) => fd,
@@ -83,21 +84,20 @@ impl Journal {
             Err(e) => return Err(beneath::refused(&names.journal, e)),
         };
         let file = Store::new(File::from(fd));
-        let fail = |e: io::Error| crate::error::MoverError::target_io("cannot read a journal", &e);
         let mut bytes = vec![0; HEADER];
         match file.read_at(&mut bytes, 0) {
             Ok(()) if bytes == subject.encode() => {}
             Ok(()) => return Ok(None),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-            Err(e) => return Err(fail(e)),
+            Err(e) => return Err(unread(&e)),
         }
         let mut replay = Replay {
             ledger: Ledger::new(subject.identity.size),
             recent: Vec::new(),
         };
-        let len = replay.run(&file).map_err(fail)?;
+        let len = replay.run(&file, share)?;
         // What lies beyond is torn; cut it, or records after it would be lost.
-        file.set_len(len).map_err(fail)?;
+        file.set_len(len).map_err(|e| unread(&e))?;
         Ok(Some(Found {
             journal: Journal { file, len },
             ledger: replay.ledger,
@@ -182,8 +182,8 @@ struct Replay {
 
 impl Replay {
     /// Applies the records; returns where the good ones end.
-    fn run(&mut self, file: &Store) -> io::Result<u64> {
-        let end = file.file().metadata()?.len();
+    fn run(&mut self, file: &Store, share: &mut Share) -> Result<u64> {
+        let end = file.file().metadata().map_err(|e| unread(&e))?.len();
         let mut at = HEADER as u64;
         let mut record = Vec::new();
         loop {
@@ -191,18 +191,19 @@ impl Replay {
             if at + 4 > end {
                 return Ok(at);
             }
-            file.read_at(&mut head, at)?;
+            file.read_at(&mut head, at).map_err(|e| unread(&e))?;
             let len = u64::from(u32::from_le_bytes(head));
             if len > entry::MAX_ENTRY as u64 || at + 8 + len > end {
                 return Ok(at);
             }
             record.resize(8 + len as usize, 0);
-            file.read_at(&mut record, at)?;
+            file.read_at(&mut record, at).map_err(|e| unread(&e))?;
             let (body, crc) = record.split_at(4 + len as usize);
             let good = crc == crc32c::crc32c(body).to_le_bytes();
             if !good || self.apply(&body[4..]).is_none() {
                 return Ok(at);
             }
+            share.hold(self.ledger.held())?;
             at += 8 + len;
         }
     }
@@ -227,6 +228,10 @@ impl Replay {
     }
 }
 
+fn unread(error: &io::Error) -> MoverError {
+    MoverError::target_io("cannot read a journal", error)
+}
+
 fn errno(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
@@ -234,7 +239,9 @@ fn errno(error: &io::Error) -> Errno {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Budget;
     use crate::digest::CHUNK;
+    use crate::error::Code;
 
     const SIZE: u64 = 200 * CHUNK;
 
@@ -255,8 +262,13 @@ mod tests {
         }
     }
 
+    fn reopen(names: &Names, subject: &Subject) -> Option<Found> {
+        let mut share = Budget::new(u64::MAX).share();
+        Journal::load(names, subject, &mut share).unwrap()
+    }
+
     fn load(names: &Names, subject: &Subject) -> Option<u64> {
-        let found = Journal::load(names, subject).unwrap();
+        let found = reopen(names, subject);
         found.map(|found| found.ledger.done_bytes() / CHUNK)
     }
 
@@ -283,6 +295,15 @@ mod tests {
             Some(2 + 128 + 1),
             "loading changed it"
         );
+    }
+
+    #[test]
+    fn a_journal_for_which_there_is_no_room_stays_as_it_is() {
+        let (_dir, names) = written();
+        let mut share = Budget::new(1000).share();
+        let refused = Journal::load(&names, &subject(), &mut share).map(|_| ());
+        assert_eq!(refused.unwrap_err().code, Code::LimitExceeded);
+        assert_eq!(load(&names, &subject()), Some(131));
     }
 
     #[test]
@@ -370,7 +391,7 @@ mod tests {
         let path = dir.path().join(&names.journal);
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..whole.len() - 3]).unwrap();
-        let mut found = Journal::load(&names, &subject()).unwrap().unwrap();
+        let mut found = reopen(&names, &subject()).unwrap();
         found
             .journal
             .append([Entry::Partial(3, 2, vec![(9, [3; 32])])])
@@ -381,10 +402,10 @@ mod tests {
     #[test]
     fn a_segment_that_is_taken_back_is_missing_until_it_is_noted_again() {
         let (_dir, names) = written();
-        let mut found = Journal::load(&names, &subject()).unwrap().unwrap();
+        let mut found = reopen(&names, &subject()).unwrap();
         assert_eq!(found.recent, [0, 3]);
         found.journal.forget(&[0, 1]).unwrap();
-        let mut found = Journal::load(&names, &subject()).unwrap().unwrap();
+        let mut found = reopen(&names, &subject()).unwrap();
         assert_eq!(found.ledger.done_bytes(), 65 * CHUNK);
         assert_eq!(found.recent, [3]);
         let again = Entry::Partial(0, 1, vec![(7, [9; 32])]);

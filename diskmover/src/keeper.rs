@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::select;
 
+use crate::budget::{DIRTY_SEGMENT, Share};
 use crate::degraded;
 use crate::digest::{self, Hash};
 use crate::dirt;
@@ -47,6 +48,7 @@ pub fn run(session: &Arc<Session>) {
         session,
         verified: vec![None; session.specs.len()],
         revisions: vec![None; session.specs.len()],
+        told: session.budget.share(),
         synced: Instant::now(),
         silence: Silence::new(Instant::now()),
     };
@@ -70,6 +72,8 @@ struct Keeper<'a> {
     verified: Vec<Option<Told>>,
     /// What senders know of the changes of volumes that they open next.
     revisions: Vec<Option<Revision>>,
+    /// Room for that.
+    told: Share,
     synced: Instant,
     /// Of the sender.
     silence: Silence,
@@ -143,7 +147,9 @@ impl Keeper<'_> {
             let text = "the sender tells of changes in more than 64 TiB";
             return Err(about(MoverError::new(Code::SourceInvalid, text)));
         }
-        Ok(())
+        self.told = self.session.budget.share();
+        let room = self.told.take(segments as u64 * DIRTY_SEGMENT);
+        room.map_err(about)
     }
 
     fn open(&mut self, order: &Order) -> Result<()> {
@@ -184,7 +190,8 @@ impl Keeper<'_> {
                 mode: open.mode,
                 revision,
             };
-            let opened = opening::open(spec, &self.session.tag, &announced, &alive);
+            let share = self.session.budget.share();
+            let opened = opening::open(spec, &self.session.tag, &announced, share, &alive);
             match opened.map_err(about)? {
                 Opened::Published(mut receipt) => {
                     receipt.volume.clone_from(&spec.volume);
@@ -195,6 +202,9 @@ impl Keeper<'_> {
                     self.set_target(volume, Some(Arc::from(target)));
                 }
             }
+        }
+        if self.revisions.iter().all(Option::is_none) {
+            self.told = self.session.budget.share();
         }
         self.answer(order, volume);
         self.done_if_all_published();

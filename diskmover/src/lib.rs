@@ -23,6 +23,7 @@ pub mod beneath;
 pub mod bottleneck;
 #[cfg(test)]
 mod bounds;
+pub mod budget;
 pub mod codec;
 pub mod degraded;
 pub mod device;

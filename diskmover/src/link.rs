@@ -28,10 +28,11 @@ pub use error::{LinkError, Result};
 use intake::Intake;
 use outgoing::Outgoing;
 
-/// How long a goodbye may take.
-const FAREWELL: Duration = Duration::from_secs(1);
 /// Longest time for one frame, however slowly it trickles.
 const FRAME_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// None at all is no timeout.
+const LEAST_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// A connection.
 pub struct Link {
@@ -121,12 +122,10 @@ impl Link {
         sent.map_err(|e| e.to_mover(&self.peer))
     }
 
-    /// Sends one frame unless another one is stuck on its way for `patience`.
-    pub fn send_soon(&self, header: &Header, payload: &[&[u8]], patience: Duration) -> Result<()> {
-        let end = Instant::now() + patience;
+    /// Sends one frame, unless it or another one is stuck on its way until `end`.
+    pub fn send_by(&self, end: Instant, header: &Header, payload: &[&[u8]]) -> Result<()> {
         loop {
             if let Ok(mut out) = self.outgoing.try_lock() {
-                let end = Instant::now() + patience;
                 return self.send_locked(&mut out, header, payload, Some(end));
             }
             if Instant::now() > end {
@@ -170,11 +169,12 @@ impl Link {
         sys::send_times(&self.socket).unwrap_or_default()
     }
 
-    /// Says goodbye; the peer sees a clean end.
-    pub fn close(&self) {
+    /// Says goodbye, and waits for that until `end` at most; the peer sees a clean end.
+    /// From then on nobody can be stuck in sending.
+    pub fn close_by(&self, end: Instant) {
         if let Ok(mut out) = self.outgoing.try_lock() {
             lock(&self.tls).send_close_notify();
-            let _ = self.push_out(&mut out, Some(Instant::now() + FAREWELL));
+            let _ = self.push_out(&mut out, Some(end));
         }
         let _ = self.socket.shutdown(Shutdown::Write);
     }
@@ -184,11 +184,12 @@ impl Link {
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 
-    /// Reads and drops what still comes, so that the peer gets to read our last
+    /// Says goodbye and drops what still comes, so that the peer gets to read our last
     /// words before the kernel resets the connection.
     pub fn linger(&self, patience: Duration) {
-        self.close();
-        linger(&self.socket, patience);
+        let end = Instant::now() + patience;
+        self.close_by(end);
+        linger(&self.socket, end.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -196,7 +197,7 @@ impl Link {
 pub fn linger(socket: &TcpStream, patience: Duration) {
     let end = Instant::now() + patience;
     let _ = socket.shutdown(Shutdown::Write);
-    let _ = socket.set_read_timeout(Some(patience));
+    let _ = socket.set_read_timeout(Some(patience.max(LEAST_TIMEOUT)));
     let mut sink = [0; 65536];
     let mut reader = socket;
     while Instant::now() < end && matches!(reader.read(&mut sink), Ok(count) if count > 0) {}

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
+use crate::budget::Budget;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{Header, Kind};
 use crate::guard;
@@ -30,7 +31,7 @@ use crate::offer::Offer;
 use crate::pool::lock;
 use crate::priority::IoPriority;
 use crate::progress::Progress;
-use crate::session::{Opening, Phase};
+use crate::session::{LAST_WORDS, Opening, Phase};
 use crate::tls::TlsFiles;
 use sessions::{Registry, check_opening, unknown};
 
@@ -45,6 +46,8 @@ pub struct Limits {
     pub connections: usize,
     /// Memory for chunks of each session.
     pub buffer_bytes: u64,
+    /// Memory for what is known of volumes, over all sessions.
+    pub volume_memory: u64,
     /// How much its writes count beside others'.
     pub io_priority: IoPriority,
     /// Time for the TLS handshake and HELLO together.
@@ -58,6 +61,7 @@ pub struct Limits {
 struct Shared {
     tls: TlsFiles,
     limits: Limits,
+    budget: Arc<Budget>,
     registry: Mutex<Registry>,
     /// What the stand-alone tool offers, which needs no sessions.
     offer: Mutex<Option<Offer>>,
@@ -99,6 +103,7 @@ impl Receiver {
         let wake = Arc::new(wake);
         let shared = Arc::new(Shared {
             tls,
+            budget: Budget::new(limits.volume_memory),
             limits,
             registry: Mutex::default(),
             offer: Mutex::new(None),
@@ -212,7 +217,7 @@ impl Shared {
             Err(_) => {
                 // The alert is on its way; a reset must not overtake it.
                 if let Ok(socket) = keep {
-                    link::linger(&socket, Duration::from_secs(1));
+                    link::linger(&socket, LAST_WORDS);
                 }
                 return;
             }
@@ -224,8 +229,8 @@ impl Shared {
                 let payload = messages::encode_error(&error);
                 let mut header = Header::new(Kind::Error, 0);
                 header.payload_len = payload.len() as u32;
-                let _ = link.send_soon(&header, &[&payload], Duration::from_secs(1));
-                link.linger(Duration::from_secs(1));
+                let _ = link.send_by(Instant::now() + LAST_WORDS, &header, &[&payload]);
+                link.linger(LAST_WORDS);
             }
         }
     }

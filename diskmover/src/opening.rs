@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::audit::{self, Expected};
 use crate::beneath::{self, Names};
+use crate::budget::Share;
 use crate::degraded;
 use crate::device;
 use crate::digest::{Bitmap, Hash};
@@ -78,6 +79,8 @@ pub struct Known {
     pub journal: Journal,
     /// The image around it, if it gets one.
     pub image: Option<Image>,
+    /// What it has of the memory for volumes.
+    pub share: Share,
 }
 
 /// What stands at a target.
@@ -90,14 +93,19 @@ pub enum Found {
 
 /// Opens the target of an announced source; resumes if it can.
 ///
-/// Reading back can take long: `go_on` is called meanwhile, and ends it.
+/// `share` is to be of nothing yet: what there is no room for is refused before
+/// anything is touched. Reading back can take long: `go_on` is called meanwhile, and
+/// ends it.
 pub fn open(
     spec: &TargetSpec,
     tag: &str,
     announced: &Announced,
+    mut share: Share,
     go_on: &(dyn Fn() -> bool + Sync),
 ) -> Result<Opened> {
     let identity = announced.identity;
+    let image = spec.care.container == Container::Qcow2;
+    share.take_volume(identity.size, image)?;
     let image = image_for(spec, announced)?;
     let (start, length) = match &image {
         Some(image) => (image.layout().start(), image.layout().file_size()),
@@ -108,7 +116,7 @@ pub fn open(
     let since = since.filter(|_| spec.care.update);
     let found = match &spec.care.place {
         Place::File => find_part(spec, tag, length, since)?,
-        Place::Device { state } => device::find(spec, state, tag, identity.size, since)?,
+        Place::Device { state } => device::find(spec, state, tag, identity.size, since, go_on)?,
     };
     let site = match found {
         Found::Published(receipt) => {
@@ -124,17 +132,17 @@ pub fn open(
         part: site.id,
     };
     let (names, id) = (site.names, site.id);
-    let seeds = Seeds::open(&spec.care.seeds, go_on)?;
+    let seeds = Seeds::open(&spec.care.seeds, &mut share, go_on)?;
     // Blocks of seeds may stand where zeros come later.
     let blank = site.blank && seeds.is_empty();
     let unmeasured = |e| MoverError::target_io("cannot measure a target", &e);
     let medium = Medium::new(site.file, site.direct, blank).map_err(unmeasured)?;
     let medium = medium.behind(start);
     let noted = match site.sized {
-        true => Journal::load(&names, &subject)?,
+        true => Journal::load(&names, &subject, &mut share)?,
         false => None,
     };
-    let known = match noted {
+    let mut known = match noted {
         None => {
             if !site.sized {
                 let sized = medium.set_len(length);
@@ -147,6 +155,7 @@ pub fn open(
                 journal: Journal::create(&names, &subject)?,
                 medium,
                 image,
+                share,
             };
             if let Some(revision) = announced.revision.as_ref().filter(|_| !site.blank) {
                 known.build_on(revision, go_on)?;
@@ -165,6 +174,7 @@ pub fn open(
                 journal: noted.journal,
                 medium,
                 image,
+                share,
             };
             known.distrust(&suspects, go_on)?;
             if let Some(image) = &known.image {
@@ -173,6 +183,7 @@ pub fn open(
             known
         }
     };
+    known.share.hold(known.ledger.held())?;
     let target = Target::new(spec, names, id, announced, known);
     Ok(Opened::Receiving(Box::new(target)))
 }
@@ -209,6 +220,7 @@ impl Known {
         if revision.is_all(size) {
             return Ok(());
         }
+        self.share.hold(rebase::most_chunks(revision))?;
         let unchanged = rebase::unchanged(&self.medium, size, revision, &note, go_on)?;
         // Otherwise it is a base like any other: compared with all of the source.
         let Some(ledger) = unchanged else {

@@ -148,6 +148,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Budget;
     use crate::digest::{self, BLOCK, CHUNK, Hash};
     use crate::error::Code;
     use crate::opening;
@@ -202,7 +203,8 @@ mod tests {
                 revision: None,
             };
             connect(Some(Arc::clone(&self.grid)));
-            let opened = opening::open(&spec, "t", &announced, &|| true);
+            let share = Budget::new(u64::MAX).share();
+            let opened = opening::open(&spec, "t", &announced, share, &|| true);
             connect(None);
             opened.map(|opened| match opened {
                 Opened::Receiving(target) => target,

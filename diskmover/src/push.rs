@@ -36,7 +36,7 @@ use crate::trust::Holes;
 
 pub use finish::{Finish, Turn};
 pub use patience::STALL;
-pub use shared::{Parcel, QUEUE, Raw, Shared};
+pub use shared::{CLOSING, Parcel, QUEUE, Raw, Shared};
 
 /// What to copy, and how.
 pub struct Job {

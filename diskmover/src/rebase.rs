@@ -24,6 +24,11 @@ pub type Note<'a> = &'a (dyn Fn(u64, &Bitmap) + Sync);
 /// A segment as it stands: its hash, and what of it counts as done.
 type Seen = (Hash, Option<Entry>);
 
+/// Most chunks that `unchanged` notes one by one.
+pub fn most_chunks(revision: &Revision) -> usize {
+    (revision.dirty_segments() * SEGMENT_CHUNKS as usize).min(MOST_ADOPTED)
+}
+
 /// A ledger of the chunks that did not change, if the medium holds the copy that
 /// the revision builds on; else None. `go_on` is asked now and then.
 ///

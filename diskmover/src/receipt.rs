@@ -52,13 +52,19 @@ pub struct Published {
 }
 
 impl Published {
+    /// Whether the place has not been written to since, as far as is known; `now` is
+    /// its stamp.
+    pub fn is_untouched(&self, now: Option<Stamp>) -> bool {
+        self.stamp.is_none() || self.stamp == now
+    }
+
     /// Fails when the place has been written to since; `now` is its stamp.
     pub fn check_untouched(&self, names: &Names, now: Option<Stamp>) -> Result<()> {
-        if self.stamp.is_none() || self.stamp == now {
+        if self.is_untouched(now) {
             return Ok(());
         }
         let text = format!(
-            "this copy has placed {:?} before, and it has been written to since, or is a device that was counted anew (its host was restarted); move it out of the way, or discard the copy, to copy again",
+            "this copy has placed {:?} before, and it has been written to since; move it out of the way, or discard the copy, to copy again",
             names.shown
         );
         Err(MoverError::new(Code::TargetExists, text).at_receiver())

@@ -7,8 +7,8 @@
 //! change at any time, and neither is ever believed.
 //!
 //! In memory are the first bytes of the hashes of `MAX_BLOCKS` different blocks, the
-//! first of the first seed first. What seeds hold beyond that is sent as if it were
-//! not there.
+//! first of the first seed first, and of those only seeds for which a volume gets room
+//! (budget.rs). What seeds hold beyond that is sent as if it were not there.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -17,9 +17,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::base::{self, Mask, PIECE};
+use crate::budget::{SEED_BLOCK, Share};
 use crate::digest::{self, CHUNK, Hash, ZERO_HASH};
 use crate::error::{Code, MoverError, Result};
 use crate::medium::Medium;
+use crate::note;
 use crate::plan::{Plan, Work};
 use crate::pool::lock;
 use crate::seedlist::{self, List};
@@ -28,6 +30,9 @@ use crate::sys::{self, ALIGN, AlignedBuf};
 
 /// Most blocks that are looked up (128 GiB of seeds): bounds the memory.
 const MAX_BLOCKS: usize = 2 << 20;
+
+/// A note said that there is no memory for a seed.
+static LEFT_OUT: AtomicBool = AtomicBool::new(false);
 
 /// Smaller seeds are read again sooner than a list of theirs is missed.
 const LISTED_FROM: u64 = 64 << 20;
@@ -57,8 +62,13 @@ struct Seed {
 }
 
 impl Seeds {
-    /// Opens and indexes seeds; those that are missing or unreadable are left out.
-    pub fn open(specs: &[SeedSpec], go_on: &(dyn Fn() -> bool + Sync)) -> Result<Seeds> {
+    /// Opens and indexes seeds; those that are missing or unreadable, or whose blocks
+    /// have no room in `share`, are left out.
+    pub fn open(
+        specs: &[SeedSpec],
+        share: &mut Share,
+        go_on: &(dyn Fn() -> bool + Sync),
+    ) -> Result<Seeds> {
         let mut seeds = Seeds {
             files: Vec::new(),
             blocks: HashMap::new(),
@@ -69,18 +79,40 @@ impl Seeds {
             let Some(list) = seedlist::List::open(spec) else {
                 continue;
             };
-            let listed = list.load(&mut |first, hashes| seeds.index(first, hashes), go_on);
-            if !listed {
-                seeds.forget_last();
-                if !seeds.read(&list, go_on)? {
-                    seeds.forget_last();
-                    continue;
-                }
+            let before = seeds.blocks.len();
+            let blocks = list.source().identity().size.div_ceil(PIECE as u64);
+            let most = blocks.min((MAX_BLOCKS - before) as u64);
+            if share.take(most * SEED_BLOCK).is_err() {
+                note::once(&LEFT_OUT, || {
+                    format!(
+                        "no memory is left to look up what {:?} holds: what a copy has in common with it is sent again",
+                        spec.name
+                    )
+                });
+                continue;
             }
-            let (source, file) = list.into_parts();
-            seeds.files.push(Seed { source, file });
+            let is_indexed = seeds.take_in(&list, go_on)?;
+            let found = (seeds.blocks.len() - before) as u64;
+            share.give_back((most - found) * SEED_BLOCK);
+            if is_indexed {
+                let (source, file) = list.into_parts();
+                seeds.files.push(Seed { source, file });
+            }
         }
         Ok(seeds)
+    }
+
+    /// Indexes a seed, by its list or by reading it; false when it cannot be read.
+    fn take_in(&mut self, list: &List, go_on: &(dyn Fn() -> bool + Sync)) -> Result<bool> {
+        if list.load(&mut |first, hashes| self.index(first, hashes), go_on) {
+            return Ok(true);
+        }
+        self.forget_last();
+        let whole = self.read(list, go_on)?;
+        if !whole {
+            self.forget_last();
+        }
+        Ok(whole)
     }
 
     /// Hashes all of a seed, and lists it if that pays; false when it cannot be read.
@@ -197,6 +229,7 @@ impl Seeds {
     fn forget_last(&mut self) {
         let last = self.files.len() as u32;
         self.blocks.retain(|_, (seed, _)| *seed != last);
+        self.blocks.shrink_to_fit();
     }
 }
 

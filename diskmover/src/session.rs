@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::budget::Budget;
 use crate::dirt::Dirt;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{Header, Kind};
@@ -47,6 +48,13 @@ const WORKERS: usize = 4;
 /// How often blocked threads look whether they should stop.
 pub const TICK: Duration = Duration::from_millis(100);
 const BUSY_SIGN: Duration = Duration::from_secs(5);
+/// How long telling the sender why a session ends may take, over all connections.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// How long a connection is kept for its sender to read the last words.
+pub const LAST_WORDS: Duration = Duration::from_secs(1);
+// Closing a session takes less than 2 seconds, unless the disk does not let go: its
+// connections are closed once, if not with the last words then after them.
+const _: () = assert!(FAREWELL.as_millis() + LAST_WORDS.as_millis() + 4 * TICK.as_millis() < 2000);
 
 /// What `open_session` is given.
 pub struct Opening {
@@ -122,13 +130,20 @@ pub struct Session {
     meter: Meter,
     mending: Mending,
     pool: Arc<Pool>,
+    /// Memory for what is known of volumes, of all sessions.
+    pub budget: Arc<Budget>,
     jobs: (Sender<Job>, Receiver<Job>),
     orders: (Sender<Order>, Receiver<Order>),
 }
 
 impl Session {
     /// A session that waits for its sender.
-    pub fn new(opening: Opening, buffer_bytes: u64, quiet: Duration) -> Arc<Session> {
+    pub fn new(
+        opening: Opening,
+        buffer_bytes: u64,
+        quiet: Duration,
+        budget: Arc<Budget>,
+    ) -> Arc<Session> {
         let count = opening.volumes.len();
         Arc::new(Session {
             keys: Keys::derive(&opening.key),
@@ -160,6 +175,7 @@ impl Session {
             meter: Meter::default(),
             mending: Mending::default(),
             pool: Pool::new(buffer_bytes),
+            budget,
             jobs: bounded(QUEUE),
             orders: bounded(QUEUE),
         })
@@ -250,8 +266,8 @@ impl Session {
             let payload = messages::encode_error(&error);
             let mut header = Header::new(Kind::Error, 0);
             header.payload_len = payload.len() as u32;
-            let _ = link.send_soon(&header, &[&payload], TICK);
-            link.linger(Duration::from_secs(1));
+            let _ = link.send_by(Instant::now() + TICK, &header, &[&payload]);
+            link.linger(LAST_WORDS);
         }
         link.abort();
         lock(&self.state)
@@ -274,9 +290,11 @@ impl Session {
         let payload = messages::encode_error(&error);
         let mut header = Header::new(Kind::Error, 0);
         header.payload_len = payload.len() as u32;
+        let end = Instant::now() + FAREWELL;
         for link in links {
-            let _ = link.send_soon(&header, &[&payload], TICK);
-            link.close();
+            let end = end.min(Instant::now() + TICK);
+            let _ = link.send_by(end, &header, &[&payload]);
+            link.close_by(end);
         }
     }
 
@@ -315,18 +333,18 @@ impl Session {
             let mut state = lock(&self.state);
             (state.links.clone(), std::mem::take(&mut state.threads))
         };
+        let end = Instant::now() + FAREWELL;
         for link in links {
-            link.close();
+            link.close_by(end);
         }
         for thread in threads {
             let _ = thread.join();
         }
         let state = lock(&self.state);
-        let wait = Duration::from_secs(2);
         let left = |state: &mut State| !state.links.is_empty();
         let (state, _) = self
             .changed
-            .wait_timeout_while(state, wait, left)
+            .wait_timeout_while(state, LAST_WORDS, left)
             .unwrap_or_else(PoisonError::into_inner);
         for link in &state.links {
             link.abort();

@@ -18,6 +18,7 @@ use std::io;
 use std::sync::Mutex;
 
 use crate::beneath::Names;
+use crate::budget::Share;
 use crate::entry::{self, AT_ONCE, Entry};
 use crate::error::{Code, MoverError, Result};
 use crate::journal::Journal;
@@ -48,6 +49,15 @@ struct Book {
     ledger: Ledger,
     /// Chunks written since the last barrier, by segment.
     pending: BTreeMap<u32, u64>,
+    /// Room for what the ledger holds.
+    share: Share,
+}
+
+impl Book {
+    /// Takes room for what the ledger holds, or gives back what is too much.
+    fn take_room(&mut self) -> Result<()> {
+        self.share.hold(self.ledger.held())
+    }
 }
 
 /// An open part.
@@ -105,6 +115,7 @@ impl Target {
             book: Mutex::new(Book {
                 ledger: known.ledger,
                 pending: BTreeMap::new(),
+                share: known.share,
             }),
             journal: Mutex::new(known.journal),
         }
@@ -180,7 +191,7 @@ impl Target {
                 proofs.note_durable(segment);
             }
         }
-        Ok(())
+        book.take_room().map_err(|e| self.about(e))
     }
 
     fn failed(&self, what: &str, error: &io::Error) -> MoverError {

@@ -20,7 +20,7 @@ use crate::frame::Header;
 use crate::link::Link;
 use crate::messages::{self, Receipt};
 use crate::pool::lock;
-use crate::push::Shared;
+use crate::push::{CLOSING, Shared};
 use crate::session::TICK;
 use in_flight::InFlight;
 
@@ -70,6 +70,8 @@ fn carry(shared: &Shared, link: Arc<Link>) -> Ended {
     lock(&shared.links).push(Arc::clone(&link));
     let (began, before) = (Instant::now(), shared.answers.load(Ordering::Relaxed));
     let result = open_and_run(shared, &link);
+    // However far it came, the receiver may be told over it why the copy ends.
+    shared.await_farewell();
     lock(&shared.links).retain(|other| !Arc::ptr_eq(other, &link));
     // Connections that break at once, one after the other, are as good as none.
     let was_useful = shared.answers.load(Ordering::Relaxed) > before;
@@ -106,7 +108,7 @@ fn open_and_run(shared: &Shared, link: &Link) -> Ended {
         let sent = sending::send(shared, link, &in_flight, &dead, &mut turn);
         shared.await_farewell();
         if matches!(sent, Ok(()) | Err(End::Fatal(_))) {
-            link.close();
+            link.close_by(Instant::now() + CLOSING);
         }
         if !shared.stopping() {
             // An error of the receiver may still be on its way to `hear`.

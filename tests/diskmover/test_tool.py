@@ -101,6 +101,21 @@ def test_the_receiver_can_be_demanded_by_name(
     assert (pushed.error["code"] if reason else None) == reason
 
 
+def test_a_copy_for_which_there_is_no_memory_is_told_to_come_again(
+    certs: Certs, source: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    serve = Serve(root, certs.options("b"), options=["--volume-memory", "100"])
+    try:
+        pushed = tool.run("push", source, "--to", serve.address, "--json", *certs.options("a"))
+    finally:
+        serve.stop()
+    assert (pushed.code, pushed.error["code"]) == (5, "LIMIT_EXCEEDED")
+    assert "give this receiver more memory for volumes" in pushed.error["message"]
+    assert list(root.iterdir()) == [], "something was touched"
+
+
 def test_a_foreign_certificate_is_refused(
     serve: Serve, certs: Certs, foreign_certs: Certs, source: Path
 ) -> None:
@@ -178,6 +193,7 @@ def test_rates_are_read_as_drover_reads_them(text: str, rate: int) -> None:
         (["push", "{source}", "{source}", "--to", "h"], "two files are called 'disk'"),
         (["push", "{directory}/\udcff", "--to", "h"], "is not UTF-8"),
         (["serve"], "Missing option '--root'"),
+        (["serve", "--root", ".", "--volume-memory", "much"], "not a size such as 20M"),
         (["certs", "{directory}", "a/b"], "cannot be a file name"),
         (["certs", "{directory}", "ca"], "cannot be a file name"),
         (["frobnicate"], "No such command"),

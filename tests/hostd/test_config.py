@@ -38,6 +38,7 @@ def test_minimal_file_gets_safe_defaults(tmp_path: Path) -> None:
     assert config.listen.data_address == "0.0.0.0:7443"
     assert config.limits.max_copies == 2
     assert config.limits.io_priority == "normal"
+    assert config.limits.volume_memory_mib == 512
 
 
 @pytest.mark.parametrize(
@@ -54,6 +55,7 @@ def test_minimal_file_gets_safe_defaults(tmp_path: Path) -> None:
         (MINIMAL + "[limits]\nmax_copies = 0\n", "max_copies"),
         (MINIMAL + '[limits]\nmax_copies = "2"\n', "$.limits.max_copies"),
         (MINIMAL + '[limits]\nio_priority = "urgent"\n', "$.limits.io_priority"),
+        (MINIMAL + "[limits]\nvolume_memory_mib = 0\n", "limits.volume_memory_mib"),
         (with_seed("fast/x"), "storage.seeds: 'fast/x'"),
         (with_seed("images"), "storage.seeds: 'images/'"),
         (with_seed("images/../x"), "storage.seeds: 'images/../x'"),

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use rustix::fs::{Mode, OFlags};
 
 use super::{Fault, Injected, Op, Rule, inject};
+use crate::budget::Budget;
 use crate::digest::{self, CHUNK};
 use crate::error::{Code, MoverError, Side};
 use crate::messages::Receipt;
@@ -279,7 +280,8 @@ fn no_bitmap_builds_on_a_degraded_copy() {
         mode: CopyMode::Verbatim,
         revision: Some(Revision::new(first.root)),
     };
-    match opening::open(&spec, TAG, &announced, &|| true).unwrap() {
+    let share = Budget::new(u64::MAX).share();
+    match opening::open(&spec, TAG, &announced, share, &|| true).unwrap() {
         Opened::Published(found) => assert_eq!(found, first),
         Opened::Receiving(_) => panic!("what was never read counts as unchanged"),
     }

@@ -79,7 +79,9 @@ impl Shared {
             );
             return Err(MoverError::new(Code::LimitExceeded, text).at_receiver());
         }
-        let session = Session::new(opening, self.limits.buffer_bytes, self.limits.quiet);
+        let budget = Arc::clone(&self.budget);
+        let limits = &self.limits;
+        let session = Session::new(opening, limits.buffer_bytes, limits.quiet, budget);
         registry.sessions.insert(id, session);
         Ok(())
     }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::{Grid, connect};
+use crate::budget::Budget;
 use crate::digest::{self, BLOCK, CHUNK, Hash, SEGMENT_CHUNKS, ZERO_HASH};
 use crate::error::Result;
 use crate::ledger::Ledger;
@@ -110,7 +111,8 @@ impl Scene {
             mode: CopyMode::Verbatim,
             revision: None,
         };
-        let opened = opening::open(&spec, "t", &announced, &|| true);
+        let share = Budget::new(u64::MAX).share();
+        let opened = opening::open(&spec, "t", &announced, share, &|| true);
         connect(None);
         opened.map(|opened| match opened {
             Opened::Receiving(target) => target,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{QUEUE, Shared, guarded};
+use super::{CLOSING, QUEUE, Shared, guarded};
 use crate::bottleneck::{self, Stage};
 use crate::error::{Code, MoverError, Result};
 use crate::feed::Volume;
@@ -17,6 +17,8 @@ use crate::stages;
 use crate::uplink;
 
 const READERS: usize = 4;
+/// How often it looks how it goes.
+const LOOK: Duration = Duration::from_millis(20);
 /// A source that changes in each of so many passes is in use.
 const MAX_PASSES: u64 = 3;
 
@@ -50,11 +52,12 @@ pub(super) fn coordinate(shared: &Arc<Shared>) {
             let wanted = shared.wanted_connections();
             (connections..wanted).for_each(connect);
             connections = wanted;
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(LOOK);
         }
         shared.await_farewell();
         let links = lock(&shared.links).clone();
-        links.iter().for_each(|link| link.close());
+        let end = Instant::now() + CLOSING;
+        links.iter().for_each(|link| link.close_by(end));
         while shared.uplinks.load(Ordering::Acquire) > 0 {
             for socket in lock(&shared.sockets).iter().flatten() {
                 let _ = socket.shutdown(Shutdown::Both);
@@ -62,6 +65,7 @@ pub(super) fn coordinate(shared: &Arc<Shared>) {
             std::thread::sleep(TICK / 10);
         }
     });
+    lock(&shared.sockets).fill_with(|| None);
 }
 
 impl Shared {

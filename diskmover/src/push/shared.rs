@@ -26,8 +26,14 @@ use crate::session::TICK;
 use crate::silence::Silence;
 use crate::throttle::Throttle;
 
-/// How long telling the receiver why the copy ends may take, over all connections.
+/// How long telling the receiver why the copy ends may take, over all connections, and
+/// over one of them.
 const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL_OF_ONE: Duration = Duration::from_millis(500);
+/// How long closing all connections may take after that. Then they are broken.
+pub const CLOSING: Duration = Duration::from_millis(500);
+// Cancelling takes less than 2 seconds: threads look every `TICK` whether to end.
+const _: () = assert!(FAREWELL.as_millis() + CLOSING.as_millis() + 4 * TICK.as_millis() < 2000);
 /// Chunks in each queue between stages.
 pub const QUEUE: usize = 16;
 
@@ -187,9 +193,9 @@ impl Shared {
         let links = lock(&self.links).clone();
         let end = Instant::now() + FAREWELL;
         for link in &links {
-            let left = end.saturating_duration_since(Instant::now());
-            let _ = link.send_soon(&header, &[&payload], left.min(TICK * 3));
-            link.close();
+            let end = end.min(Instant::now() + FAREWELL_OF_ONE);
+            let _ = link.send_by(end, &header, &[&payload]);
+            link.close_by(end);
         }
     }
 

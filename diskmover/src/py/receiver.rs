@@ -34,6 +34,7 @@ impl Receiver {
         max_sessions: usize,
         max_connections: usize,
         buffer_bytes: u64,
+        volume_memory_bytes: u64,
         idle_timeout_seconds: f64,
         io_priority: &str,
     ) -> PyResult<Self> {
@@ -42,6 +43,7 @@ impl Receiver {
                 sessions: max_sessions,
                 connections: max_connections,
                 buffer_bytes,
+                volume_memory: volume_memory_bytes,
                 io_priority: values::io_priority(io_priority)?,
                 hello: HELLO_TIMEOUT,
                 idle: values::seconds(idle_timeout_seconds)?,

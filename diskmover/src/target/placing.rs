@@ -39,6 +39,7 @@ impl Target {
             if let Err(unfit) = book.ledger.offer(chunk, hash, data.len() as u32) {
                 return self.refuse(unfit, chunk);
             }
+            book.take_room().map_err(|e| self.about(e))?;
             if book.ledger.is_done(chunk) {
                 return Ok(());
             }
@@ -117,9 +118,12 @@ impl Target {
         if !is_right(&hash, &bitmap) {
             return Ok(Taken::Without(base::all(len)));
         }
-        let offered = lock(&self.book).ledger.offer(chunk, hash, data as u32);
-        if let Err(unfit) = offered {
-            self.refuse(unfit, chunk)?;
+        {
+            let mut book = lock(&self.book);
+            if let Err(unfit) = book.ledger.offer(chunk, hash, data as u32) {
+                return self.refuse(unfit, chunk).map(|()| Taken::Whole);
+            }
+            book.take_room().map_err(|e| self.about(e))?;
         }
         self.write_blocks(chunk, mask, &bitmap, &buffer[..data])?;
         self.confirm(chunk);
@@ -285,6 +289,7 @@ const _: () = assert!(BLOCK == ALIGN);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::Budget;
     use crate::mode::CopyMode;
     use crate::opening::{self, Announced};
     use crate::rig::noise;
@@ -325,8 +330,9 @@ mod tests {
             mode: CopyMode::Verbatim,
             revision: None,
         };
-        let Opened::Receiving(target) = opening::open(&spec, "t", &announced, &|| true).unwrap()
-        else {
+        let share = Budget::new(u64::MAX).share();
+        let opened = opening::open(&spec, "t", &announced, share, &|| true);
+        let Opened::Receiving(target) = opened.unwrap() else {
             panic!("it is there already")
         };
         let mut buffer = AlignedBuf::new(CHUNK as usize).unwrap();

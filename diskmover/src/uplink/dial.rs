@@ -1,9 +1,11 @@
 //! From an address to a connection that the receiver has let in.
 
+use std::io;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -26,7 +28,11 @@ const IDLE: Duration = Duration::from_secs(60);
 pub(super) fn connect(shared: &Shared, index: usize) -> Ended<Arc<Link>> {
     let socket = dial(shared)?;
     // Cancelling must be able to break the handshake too.
-    lock(&shared.sockets)[index] = socket.try_clone().ok();
+    let handle = socket.try_clone().map_err(|e| {
+        shared.note_trouble(e.to_string());
+        End::Broken
+    })?;
+    lock(&shared.sockets)[index] = Some(handle);
     let sort = |error: LinkError, peer: &str| match error.is_network() {
         true => End::Broken,
         false => End::Fatal(error.to_mover(peer)),
@@ -100,9 +106,12 @@ pub(super) fn connect(shared: &Shared, index: usize) -> Ended<Arc<Link>> {
 /// Connects a socket; gives up quickly when the copy ends.
 fn dial(shared: &Shared) -> Ended<TcpStream> {
     let to = &shared.job.to;
-    let found: Vec<SocketAddr> = match to.to_socket_addrs() {
-        Ok(found) => found.collect(),
-        Err(e) if e.kind() == std::io::ErrorKind::InvalidInput => {
+    let stopping = || shared.stopping();
+    let name = to.clone();
+    let look = move || Ok(name.to_socket_addrs()?.collect());
+    let found: Vec<SocketAddr> = match resolve(look, &stopping) {
+        Ok(found) => found,
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => {
             let text = format!("{to:?} is not HOST:PORT");
             return Err(End::Fatal(MoverError::new(Code::InvalidArgument, text)));
         }
@@ -112,9 +121,25 @@ fn dial(shared: &Shared) -> Ended<TcpStream> {
         }
     };
     let each = shared.job.reconnect / found.len().max(1) as u32;
-    let stopping = || shared.stopping();
     let note = |why| shared.note_trouble(why);
     reach_any(&found, each.min(CONNECT_TIMEOUT), &stopping, &note).ok_or(End::Broken)
+}
+
+/// Looks up addresses; gives up quickly when the copy ends. The system's resolver cannot
+/// be interrupted: its thread is left behind then, with nothing of the copy.
+fn resolve(
+    look: impl FnOnce() -> io::Result<Vec<SocketAddr>> + Send + 'static,
+    stopping: &dyn Fn() -> bool,
+) -> io::Result<Vec<SocketAddr>> {
+    let (tell, told) = bounded(1);
+    std::thread::spawn(move || tell.send(look()));
+    loop {
+        match told.recv_timeout(TICK) {
+            Ok(found) => return found,
+            Err(RecvTimeoutError::Timeout) if !stopping() => {}
+            Err(_) => return Err(io::Error::other("its name is not resolved")),
+        }
+    }
 }
 
 /// Connects to the first address that answers. Each has the same time of its own:
@@ -168,6 +193,7 @@ fn reach(
 mod tests {
     use std::net::TcpListener;
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -183,6 +209,24 @@ mod tests {
         let inside = std::iter::from_fn(|| reach(&address, soon, &|| false).ok());
         let inside = inside.collect();
         (listener, inside)
+    }
+
+    #[test]
+    fn a_resolver_that_never_answers_is_not_waited_for_when_the_copy_ends() {
+        let (answer, question) = std::sync::mpsc::channel::<()>();
+        let look = move || {
+            let _ = question.recv();
+            Ok(Vec::new())
+        };
+        let asked = AtomicUsize::new(0);
+        let stopping = || asked.fetch_add(1, Ordering::Relaxed) > 2;
+        assert!(resolve(look, &stopping).is_err());
+        drop(answer);
+        let address = "192.0.2.1:7".parse().unwrap();
+        assert_eq!(
+            resolve(move || Ok(vec![address]), &|| false).unwrap(),
+            [address]
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod ledger;
 mod peers;
 mod seeds;
+mod sessions;
 
 #[allow(dead_code)]
 #[path = "../wire/peer.rs"]

@@ -3,10 +3,16 @@
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use diskmover::budget::Budget;
 use diskmover::seedlist::List;
 use diskmover::seeds::{SeedSpec, Seeds};
 
 use crate::within;
+
+fn open_seeds(spec: &SeedSpec) -> Seeds {
+    let mut share = Budget::new(u64::MAX).share();
+    Seeds::open(std::slice::from_ref(spec), &mut share, &|| true).unwrap()
+}
 
 #[test]
 fn a_seed_of_a_tib_is_hashed_listed_and_looked_up_in_little_memory() {
@@ -22,8 +28,7 @@ fn a_seed_of_a_tib_is_hashed_listed_and_looked_up_in_little_memory() {
         root: dir.path().into(),
         name: "seed".into(),
     };
-    let open = || Seeds::open(std::slice::from_ref(&spec), &|| true).unwrap();
-    within(150, || assert!(!open().is_empty()));
+    within(150, || assert!(!open_seeds(&spec).is_empty()));
     let list = dir.path().join(".seed.dm-hashes").metadata().unwrap();
     assert_eq!(list.len(), 72 + (32 << 40 >> 16));
     assert!(list.blocks() * 512 < 1 << 20, "holes are written out");
@@ -35,7 +40,7 @@ fn a_seed_of_a_tib_is_hashed_listed_and_looked_up_in_little_memory() {
         let list = List::open(&spec).unwrap();
         assert!(list.load(&mut sink, &|| true), "it is not that of the seed");
         assert_eq!(blocks, 20);
-        assert!(!open().is_empty());
+        assert!(!open_seeds(&spec).is_empty());
     });
 }
 
@@ -63,7 +68,7 @@ fn a_seed_of_more_blocks_than_are_looked_up_costs_what_those_cost() {
     }
     draft.keep(&|| true);
     within(150, || {
-        let seeds = Seeds::open(std::slice::from_ref(&spec), &|| true).unwrap();
+        let seeds = open_seeds(&spec);
         assert!(!seeds.is_empty(), "the list is not believed");
     });
 }

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use diskmover::base::PIECE;
+use diskmover::budget::Budget;
 use diskmover::digest::CHUNK;
 use diskmover::error::Code;
 use diskmover::mode::CopyMode;
@@ -345,21 +346,63 @@ fn a_device_that_cannot_be_written_is_refused_before_anything_is() {
     assert_eq!(error.code, Code::TargetPath, "{error}");
 }
 
+/// What a restart of the host makes of a device: its number is given out anew, and
+/// nobody knows any more what was written to it.
+fn restarted(target: Loop) -> Loop {
+    let (path, backing) = (target.path.clone(), target.backing.clone());
+    drop(target);
+    let ok = Command::new("losetup").arg(&path).arg(&backing).status();
+    assert!(ok.unwrap().success());
+    Loop { path, backing }
+}
+
+#[test]
+fn a_device_answers_after_a_restart_of_its_host_as_long_as_it_holds_the_copy() {
+    let rig = rig();
+    let size = 70 * CHUNK + 777;
+    let source = rig.source(
+        "image",
+        size,
+        &[(0, &noise(8, 3 << 20)), (size - 9, b"the end")],
+    );
+    let target = loops(&rig, 72 * CHUNK, 512);
+    let receipts = finish(&copy(&rig, &source, &target, size)).unwrap();
+    let target = restarted(target);
+    let push = copy(&rig, &source, &target, size);
+    assert_eq!(finish(&push).unwrap(), receipts);
+    assert_eq!(push.progress().wire, 0, "it was sent again");
+    // Behind the volume, or with what was there: it holds the copy all the same.
+    target.write(b"behind", 71 * CHUNK);
+    target.write(&noise(8, 1 << 20), 0);
+    assert_eq!(
+        finish(&copy(&rig, &source, &target, size)).unwrap(),
+        receipts
+    );
+    // And not any more once somebody used it.
+    let target = restarted(target);
+    target.write(b"used", size - 4);
+    let error = finish(&copy(&rig, &source, &target, size)).unwrap_err();
+    assert_eq!(error.code, Code::TargetExists, "{error}");
+    assert!(
+        target.read(size)[size as usize - 4..] == *b"used",
+        "it was written to"
+    );
+}
+
 #[test]
 fn a_device_replaced_after_its_copy_is_not_taken_for_the_copy() {
     let rig = rig();
     let source = rig.source("image", CHUNK, &[(0, &noise(8, 1 << 20))]);
-    let target = loops(&rig, CHUNK, 512);
+    let mut target = loops(&rig, CHUNK, 512);
     finish(&copy(&rig, &source, &target, CHUNK)).unwrap();
-    let path = target.path.clone();
-    let backing = target.backing.clone();
-    drop(target);
-    // The same name for another disk: detached and attached again.
-    let ok = Command::new("losetup").arg(&path).arg(&backing).status();
-    assert!(ok.unwrap().success());
-    let target = Loop { path, backing };
-    let error = finish(&copy(&rig, &source, &target, CHUNK)).unwrap_err();
-    assert_eq!(error.code, Code::TargetExists, "{error}");
+    // The same name for another disk: of other content, or too small for any.
+    for content in [noise(9, 1 << 20), noise(8, 1 << 19)] {
+        std::fs::write(&target.backing, &content).unwrap();
+        target = restarted(target);
+        let error = finish(&copy(&rig, &source, &target, CHUNK)).unwrap_err();
+        assert_eq!(error.code, Code::TargetExists, "{error}");
+        assert!(std::fs::read(&target.backing).unwrap() == content);
+    }
 }
 
 #[test]
@@ -403,7 +446,8 @@ fn what_a_device_has_lost_is_told_by_its_sectors_and_no_bitmap_builds_on_it() {
             mode: CopyMode::Verbatim,
             revision: Some(Revision::new(receipt.root)),
         };
-        match opening::open(&spec, TAG, &announced, &|| true).unwrap() {
+        let share = Budget::new(u64::MAX).share();
+        match opening::open(&spec, TAG, &announced, share, &|| true).unwrap() {
             Opened::Published(found) => assert_eq!(found.unreadable, receipt.unreadable),
             Opened::Receiving(_) => panic!("what was never read counts as unchanged"),
         }

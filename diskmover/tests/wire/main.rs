@@ -3,7 +3,10 @@
 #![allow(missing_docs)]
 
 mod access;
+mod alone;
+mod black_holes;
 mod broken_wire;
+mod budget;
 mod copies;
 mod corrupt;
 mod costly_sender;

@@ -1,9 +1,7 @@
 //! What both ends do when the system gives no memory for chunks.
 //!
-//! The limit on memory is a process's, so each test has a process of its own: this
-//! program, running that test alone.
+//! The limit on memory is a process's, so each test has a process of its own.
 
-use std::process::Command;
 use std::time::Duration;
 
 use diskmover::digest::CHUNK;
@@ -12,26 +10,12 @@ use diskmover::pool::Pool;
 use diskmover::push::Push;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::alone::alone;
 use crate::peer::Peer;
 use crate::rig::{Rig, SESSION, eventually, finish, noise};
 
-/// Says that this is the process of a test.
-const ALONE: &str = "DISKMOVER_TEST_ALONE";
 /// Less than a pool asks for, and more than all the rest may.
 const LEFT: u64 = CHUNK + CHUNK / 2;
-
-/// Runs `test`, whose name is given too, in a process of its own.
-fn alone(name: &str, test: impl FnOnce()) {
-    if std::env::var_os(ALONE).is_some() {
-        return test();
-    }
-    let mut program = Command::new(std::env::current_exe().unwrap());
-    let path = format!("memory::{name}");
-    let run = program.args(["--exact", &path]).env(ALONE, "1").output();
-    let out = run.unwrap();
-    let said = String::from_utf8_lossy(&out.stdout);
-    assert!(out.status.success() && said.contains("1 passed"), "{said}");
-}
 
 /// Memory that this process has mapped.
 fn mapped() -> u64 {
@@ -77,7 +61,7 @@ fn settle() {
 #[test]
 fn a_pool_without_memory_says_so_unless_it_has_something_to_wait_for() {
     alone(
-        "a_pool_without_memory_says_so_unless_it_has_something_to_wait_for",
+        "memory::a_pool_without_memory_says_so_unless_it_has_something_to_wait_for",
         || {
             let soon = Duration::from_millis(50);
             let pool = Pool::new(8 * CHUNK);
@@ -99,7 +83,7 @@ fn a_pool_without_memory_says_so_unless_it_has_something_to_wait_for() {
 
 #[test]
 fn a_receiver_without_memory_ends_the_session() {
-    alone("a_receiver_without_memory_ends_the_session", || {
+    alone("memory::a_receiver_without_memory_ends_the_session", || {
         let rig = Rig::new();
         rig.open(&[("disk", 4 * CHUNK)]).unwrap();
         let mut peer = Peer::sending(&rig, "disk", 4 * CHUNK);
@@ -120,7 +104,7 @@ fn a_receiver_without_memory_ends_the_session() {
 
 #[test]
 fn a_sender_without_memory_ends_the_copy() {
-    alone("a_sender_without_memory_ends_the_copy", || {
+    alone("memory::a_sender_without_memory_ends_the_copy", || {
         let rig = Rig::new();
         // Volumes of zeros need no buffers: with a limit, they hold the readers up
         // in front of the data until both ends have all their threads.

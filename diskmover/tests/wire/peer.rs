@@ -26,6 +26,8 @@ pub struct Peer {
     pub nonce: [u8; 16],
     /// What its HELLO says that it can; nothing, as in the first senders.
     pub abilities: u64,
+    /// The session that it asks for.
+    pub session: String,
 }
 
 /// What a peer heard.
@@ -95,6 +97,7 @@ impl Peer {
             keys: Keys::derive(&key),
             nonce: [7; 16],
             abilities: 0,
+            session: SESSION.to_owned(),
         }
     }
 
@@ -104,15 +107,15 @@ impl Peer {
         let Connection::Client(tls) = &self.tls else {
             panic!("only senders say HELLO")
         };
-        let context = Some(SESSION.as_bytes());
+        let context = Some(self.session.as_bytes());
         // Fails when the handshake did; then there is nobody to prove it to.
         let _ = tls.export_keying_material(&mut exporter, EXPORTER_LABEL, context);
         let mut hello = Hello {
             version: VERSION,
             chunk: CHUNK as u32,
             nonce: self.nonce,
-            proof: self.keys.prove(&exporter, &self.nonce, SESSION),
-            session: SESSION.to_owned(),
+            proof: self.keys.prove(&exporter, &self.nonce, &self.session),
+            session: self.session.clone(),
             tag: TAG.to_owned(),
         };
         change(&mut hello);

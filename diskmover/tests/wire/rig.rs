@@ -48,6 +48,7 @@ pub fn limits() -> Limits {
         sessions: 16,
         connections: 128,
         buffer_bytes: 8 * CHUNK,
+        volume_memory: 512 << 20,
         io_priority: IoPriority::Normal,
         hello: Duration::from_secs(10),
         idle: Duration::from_secs(20),
