@@ -23,6 +23,7 @@ use crate::pool::lock;
 mod lost;
 mod sampled;
 mod table;
+mod zeroed;
 
 static RULES: Mutex<Vec<Arc<Active>>> = Mutex::new(Vec::new());
 

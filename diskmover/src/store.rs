@@ -9,7 +9,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom};
+use rustix::io::Errno;
 
 /// A file of content. In unit tests its storage can fail.
 #[cfg(not(test))]
@@ -83,6 +84,20 @@ impl Store {
     /// Reads until `buffer` is full.
     pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+
+    /// Where the first data at or behind `from` begins, as the file system says; None
+    /// when it says that there is none.
+    pub fn next_data(&self, from: u64) -> io::Result<Option<u64>> {
+        #[cfg(test)]
+        if self.file.hides_data() {
+            return Ok(None);
+        }
+        match rustix::fs::seek(&self.file, SeekFrom::Data(from)) {
+            Ok(start) => Ok(Some(start)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Cuts or extends.
