@@ -61,8 +61,8 @@ pub fn find(
             return Ok(Found::Published(published.receipt));
         } else {
             let text = format!(
-                "this copy has written a device {:?} before, and it may not be this one; discard the copy to write it again",
-                spec.name
+                "this copy has written a device {:?} before, and it may not be this one; remove {} to write it again",
+                spec.name, names.receipt
             );
             return Err(MoverError::new(Code::TargetExists, text).at_receiver());
         }

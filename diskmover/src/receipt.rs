@@ -58,8 +58,8 @@ impl Published {
             return Ok(());
         }
         let text = format!(
-            "this copy has placed {:?} before, and it has been written to since, or is a device that was counted anew (its host was restarted); move it out of the way, or discard the copy, to copy again",
-            names.shown
+            "this copy has placed {:?} before, and it has been written to since, or is a device that was counted anew (its host was restarted); to copy again move it out of the way, or remove {} of a device",
+            names.shown, names.receipt
         );
         Err(MoverError::new(Code::TargetExists, text).at_receiver())
     }

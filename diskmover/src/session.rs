@@ -25,6 +25,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use crate::dirt::Dirt;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{Header, Kind};
+use crate::guard;
 use crate::keeper::{self, Order};
 use crate::link::Link;
 use crate::messages::{self, Keys, Receipt};
@@ -211,22 +212,31 @@ impl Session {
         match &state.phase {
             Phase::Failed(error) => return Err(error.clone()),
             Phase::Waiting => {
-                state.phase = Phase::Receiving;
-                self.workers.store(WORKERS, Ordering::Relaxed);
-                for _ in 0..WORKERS {
-                    let session = Arc::clone(self);
-                    state
-                        .threads
-                        .push(std::thread::spawn(move || session.work()));
+                if let Err(error) = self.start(&mut state.threads) {
+                    // Those that did start end by themselves.
+                    self.stop.store(true, Ordering::Relaxed);
+                    state.phase = Phase::Failed(error.clone());
+                    return Err(error);
                 }
-                let session = Arc::clone(self);
-                state
-                    .threads
-                    .push(std::thread::spawn(move || keeper::run(&session)));
+                state.phase = Phase::Receiving;
             }
             Phase::Receiving | Phase::Done => {}
         }
         state.links.push(Arc::clone(link));
+        Ok(())
+    }
+
+    /// Starts its threads.
+    fn start(self: &Arc<Self>, threads: &mut Vec<JoinHandle<()>>) -> Result<()> {
+        self.workers.store(WORKERS, Ordering::Relaxed);
+        for _ in 0..WORKERS {
+            let session = Arc::clone(self);
+            let started = guard::start(move || session.work());
+            threads.push(started.map_err(MoverError::at_receiver)?);
+        }
+        let session = Arc::clone(self);
+        let started = guard::start(move || keeper::run(&session));
+        threads.push(started.map_err(MoverError::at_receiver)?);
         Ok(())
     }
 
@@ -290,7 +300,8 @@ impl Session {
     /// Sends all receipts.
     pub fn send_receipts(&self, link: &Link) {
         let receipts = lock(&self.receipts).clone();
-        for (index, receipt) in receipts.iter().flatten().enumerate() {
+        for (index, receipt) in receipts.iter().enumerate() {
+            let Some(receipt) = receipt else { continue };
             let payload = receipt.encode();
             let mut header = Header::new(Kind::Receipt, index as u16);
             header.payload_len = payload.len() as u32;
