@@ -82,6 +82,7 @@ def test_an_interrupted_push_cancels_and_goes_on_later(
     first.send(signal.SIGINT)
     ended = first.ended()
     assert ended.code == 130, ended
+    assert "the same command goes on" in ended.err
     assert not (serve.root / "interrupted").exists()
     assert tool.push_when_free(*job).receipt["wire_bytes"] < SIZE - 3 * MIB
     assert tool.same(disk, serve.root / "interrupted")

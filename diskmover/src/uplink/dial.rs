@@ -28,7 +28,10 @@ pub(super) fn connect(shared: &Shared, index: usize) -> Ended<Arc<Link>> {
     // Cancelling must be able to break the handshake too.
     lock(&shared.sockets)[index] = socket.try_clone().ok();
     let sort = |error: LinkError, peer: &str| match error.is_network() {
-        true => End::Broken,
+        true => {
+            shared.note_trouble(error.to_string());
+            End::Broken
+        }
         false => End::Fatal(error.to_mover(peer)),
     };
     let to = &shared.job.to;
