@@ -22,6 +22,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but degraded, 5 out of reach
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -446,6 +447,12 @@ def _told(as_json: bool, *, goes_on: bool = False) -> Iterator[None]:
         advice = "; the same command goes on from here" if goes_on else ""
         click.echo(f"diskmover: interrupted{advice}", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # What is still to be flushed there must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        advice = "; the same command goes on from here" if goes_on else ""
+        click.echo(f"diskmover: nobody reads its output any more{advice}", err=True)
+        sys.exit(EXIT_UNAVAILABLE)
 
 
 def _fail(error: MoverError, as_json: bool, *, goes_on: bool) -> NoReturn:

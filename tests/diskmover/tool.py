@@ -167,6 +167,16 @@ class Running:
         """Send it a signal."""
         self._process.send_signal(number)
 
+    def next_line(self) -> str:
+        """The next line that it prints."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def stop_reading(self) -> None:
+        """Close our end of its output."""
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
     def threads(self) -> int:
         """Threads that it has now."""
         return len(os.listdir(f"/proc/{self._process.pid}/task"))

@@ -125,13 +125,7 @@ impl Shared {
             let digest = local::digest_of(&*volume.source, || self.stopping())
                 .map_err(|e| e.in_volume(&volume.id))?;
             if digest.2 != receipt.root {
-                let text = format!(
-                    "this copy has placed {:?} before, and its source has other content now; \
-                     to copy again move the target out of the way, or remove the .receipt of \
-                     a device at the receiver",
-                    volume.id
-                );
-                return Err(MoverError::new(Code::TargetExists, text).in_volume(&volume.id));
+                return Err(volume.placed_otherwise());
             }
         }
         Ok(())
