@@ -22,6 +22,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done but degraded, 5 out of reach
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -214,9 +215,19 @@ def serve(
       diskmover serve --root /srv/copies --readback
     """  # noqa: D301
     ended = threading.Event()
+
+    def tell(receiver: Receiver) -> None:
+        for copy in receiver.take_ended():
+            show.arrival(copy, as_json=as_json)
+        show.say_notes()
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     tls = TlsFiles(cert, key, ca)
+    for name in seeds:
+        if not (root / name).is_file():
+            text = f"there is no file {name!r} in {root} yet; it is a seed once it is there"
+            click.echo(f"diskmover: {text}", err=True)
     with (
         _told(as_json),
         Receiver(
@@ -237,9 +248,8 @@ def serve(
         else:
             click.echo(f"listening on {receiver.address}, files go to {root}")
         while not ended.wait(_LOOK_SECONDS):
-            for copy in receiver.take_ended():
-                show.arrival(copy, as_json=as_json)
-            show.say_notes()
+            tell(receiver)
+        tell(receiver)  # what has ended since
 
 
 @main.command()
@@ -316,7 +326,7 @@ def serve(
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    type=click.FloatRange(0, 86400),
+    type=click.FloatRange(0, 86400, min_open=True),
     help="How long to try when no connection stands.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Progress and receipts as JSON lines.")
@@ -410,12 +420,14 @@ def certs(directory: Path, names: tuple[str, ...]) -> None:
     for name in names:
         if not name or name == "ca" or "/" in name or name.startswith("."):
             raise click.UsageError(f"{name!r} cannot be a file name here")
-    try:
-        ca = authority.open_authority(directory)
-    except (OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    # TypeError: of a key with a password, which nobody could give here.
     for name in names:
-        cert, key = authority.issue(ca, directory, name)
+        try:
+            ca = authority.open_authority(directory)
+            cert, key = authority.issue(ca, directory, name)
+        except (OSError, TypeError, ValueError) as error:
+            text = f"cannot make a certificate for {name!r} in {directory}: {error}"
+            raise click.ClickException(text) from error
         click.echo(f"{cert} {key} {uri_of(name)}")
 
 
@@ -449,14 +461,21 @@ def _told(as_json: bool, *, goes_on: bool = False) -> Iterator[None]:
     except MoverError as error:
         _fail(error, as_json, goes_on=goes_on and error.retryable)
     except KeyboardInterrupt:
-        click.echo("diskmover: interrupted; the same command goes on from here", err=True)
+        advice = "; the same command goes on from here" if goes_on else ""
+        click.echo(f"diskmover: interrupted{advice}", err=True)
         sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # What is still to be flushed there must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        advice = "; the same command goes on from here" if goes_on else ""
+        click.echo(f"diskmover: nobody reads its output any more{advice}", err=True)
+        sys.exit(EXIT_UNAVAILABLE)
 
 
 def _fail(error: MoverError, as_json: bool, *, goes_on: bool) -> NoReturn:
     if as_json:
         show.emit(show.failure(error))
-    click.echo(f"diskmover: {error}", err=True)
+    click.echo(f"diskmover: {show.printable(str(error))}", err=True)
     if goes_on:
         click.echo("diskmover: run the same command again to go on", err=True)
     sys.exit(EXIT_UNAVAILABLE if error.retryable else EXIT_FAILED)

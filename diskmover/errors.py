@@ -35,7 +35,7 @@ class ErrorCode(StrEnum):
     """The peer broke the wire protocol, or is not diskmover at all."""
     LIMIT_EXCEEDED = "LIMIT_EXCEEDED"
     """The receiver has all the sessions, or the session all the connections, that it
-    takes; or a host gives no memory."""
+    takes; or a host gives no memory or no thread."""
     CONNECT_FAILED = "CONNECT_FAILED"
     """The receiver cannot be reached."""
     LINK_LOST = "LINK_LOST"

@@ -14,6 +14,7 @@ PORT = 7443
 _DECIMAL = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 _BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LARGEST_PORT = 65_535
+_TOO_MUCH = 1 << 60  # bytes, or bytes a second
 
 
 class Rate(click.ParamType[int]):
@@ -27,10 +28,13 @@ class Rate(click.ParamType[int]):
         if isinstance(value, int):
             return value
         form = self._FORM.fullmatch(str(value).strip().upper())
-        if form is None or int(form[1]) == 0:
+        if form is None:
             self.fail(f"{value!r} is not a {self.name} such as 20M or 20Mi", param, ctx)
         units = _BINARY if form[3] else _DECIMAL
-        return int(form[1]) * units[form[2]]
+        rate = int(form[1]) * units[form[2]]
+        if not 0 < rate < _TOO_MUCH:
+            self.fail(f"{value!r} is not a {self.name} such as 20M or 20Mi", param, ctx)
+        return rate
 
 
 class Size(Rate):

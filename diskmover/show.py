@@ -53,12 +53,13 @@ class Live:
 def say_notes() -> None:
     """Say what makes copies slower than they could be."""
     for note in take_notes():
-        click.echo(f"diskmover: {note}", err=True)
+        click.echo(f"diskmover: {printable(note)}", err=True)
 
 
 def line(name: str, progress: Progress, width: int) -> str:
     """A progress line that is at most so wide; the bar shrinks first."""
     share = progress.done_bytes / progress.total_bytes if progress.total_bytes else 1.0
+    name = printable(name)
     name = name if len(name) <= width // 3 else f"{name[: width // 3 - 1]}~"
     front, back = f"{name} {share:4.0%} ", f" {_words(progress)}"
     room = min(width - len(front) - len(back) - 2, _WIDEST_BAR)
@@ -119,12 +120,17 @@ def size(count: int) -> str:
 def told(receipt: Receipt, progress: Progress, seconds: float) -> str:
     """A finished copy in one line, and a line for each place that is missing."""
     what = f"{size(receipt.size_bytes)}, of it {size(receipt.data_bytes)} data"
-    what = f"{receipt.volume_id}: {degraded(receipt)}{what}"
+    what = f"{printable(receipt.volume_id)}: {degraded(receipt)}{what}"
     if receipt.wire_bytes and not progress.wire_bytes:
         return f"{what}, was there already, digest {receipt.digest}{_places(receipt)}"
     before = f"{size(progress.resumed_bytes)} were there, " if progress.resumed_bytes else ""
     wire = f"{size(receipt.wire_bytes)} on the wire, {seconds:.1f} s"
     return f"{what}, {before}{wire}, digest {receipt.digest}{_places(receipt)}"
+
+
+def printable(text: str) -> str:
+    """A text in one line, whose author (of a name, say) cannot act on the terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def degraded(receipt: Receipt) -> str:
@@ -158,9 +164,7 @@ def arrival(copy: EndedCopy, *, as_json: bool) -> None:
     else:
         (receipt,) = copy.receipts
         what = f"{degraded(receipt)}{size(receipt.size_bytes)}, digest {receipt.digest}"
-    line = f"{copy.name} from {copy.sender}: {what}"
-    # The name is the sender's choice: it must not act on the terminal.
-    click.echo("".join(char if char.isprintable() else "?" for char in line))
+    click.echo(printable(f"{copy.name} from {copy.sender}: {what}"))
 
 
 def failure(error: MoverError) -> dict[str, Any]:

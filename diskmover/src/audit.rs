@@ -4,9 +4,6 @@ use std::io;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
-
 use crate::digest::{self, Bitmap, CHUNK, Hash, SEGMENT_CHUNKS, ZERO_HASH};
 use crate::ledger::Ledger;
 use crate::medium::Medium;
@@ -53,7 +50,7 @@ impl Expected {
     pub fn holds(&self, medium: &Medium, buffer: &mut [u8]) -> io::Result<bool> {
         let start = self.segment as u64 * SEGMENT_CHUNKS * CHUNK;
         let len = (self.chunks * CHUNK).min(self.size - start);
-        if matches!(self.content, Content::Segment(ZERO_HASH)) && is_hole(medium, start, len) {
+        if matches!(self.content, Content::Segment(ZERO_HASH)) && medium.is_hole(start, len) {
             return Ok(true);
         }
         let mut found = [ZERO_HASH; 64];
@@ -120,20 +117,11 @@ pub fn look_at(
     buffer: &mut [u8],
 ) -> io::Result<(Hash, Bitmap, usize)> {
     let len = digest::chunk_len(size, chunk);
-    if is_hole(medium, chunk * CHUNK, len as u64) {
+    if medium.is_hole(chunk * CHUNK, len as u64) {
         return Ok((ZERO_HASH, Bitmap::default(), 0));
     }
     medium.read(chunk * CHUNK, len, buffer)?;
     let bitmap = digest::scan(&buffer[..len]);
     let data = digest::compact(&mut buffer[..len], &bitmap);
     Ok((digest::chunk_hash(&bitmap, &buffer[..data]), bitmap, data))
-}
-
-fn is_hole(medium: &Medium, offset: u64, len: u64) -> bool {
-    let start = medium.start() + offset;
-    match rustix::fs::seek(medium.file(), SeekFrom::Data(start)) {
-        Ok(data) => data >= start + len,
-        Err(Errno::NXIO) => true,
-        Err(_) => false,
-    }
 }

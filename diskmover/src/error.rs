@@ -142,16 +142,30 @@ impl MoverError {
         Self::new(Code::LimitExceeded, text)
     }
 
+    /// The system gives no thread.
+    pub fn no_thread(why: &io::Error) -> Self {
+        let text = format!(
+            "the system gives no thread to copy with ({why}); end something on this host, or raise the limit of this process or its service (ulimit -u, TasksMax), and copy again"
+        );
+        Self::new(Code::LimitExceeded, text)
+    }
+
     /// A failure of the source's storage.
     pub fn source_io(what: &str, error: &io::Error) -> Self {
         Self::new(Code::SourceIo, format!("{what}: {error}"))
     }
 
-    /// A failure of the target's storage, with full disks told apart.
+    /// A failure of the target's storage, with full disks told apart, and what to do.
     pub fn target_io(what: &str, error: &io::Error) -> Self {
         let (code, advice) = match error.raw_os_error() {
             Some(libc::ENOSPC) => (Code::NoSpace, "; free space there and copy again"),
             Some(libc::EDQUOT) => (Code::Quota, "; raise the quota and copy again"),
+            Some(libc::EROFS) => (Code::TargetIo, "; make it writable and copy again"),
+            Some(libc::EACCES | libc::EPERM) => (
+                Code::TargetIo,
+                "; let the receiver's user write there and copy again",
+            ),
+            Some(libc::EIO) => (Code::TargetIo, "; look at the disk and the kernel's log"),
             _ => (Code::TargetIo, ""),
         };
         Self::new(code, format!("{what}: {error}{advice}")).at_receiver()
@@ -194,10 +208,16 @@ mod tests {
 
     #[test]
     fn full_disks_are_named() {
-        let code =
-            |errno| MoverError::target_io("write", &io::Error::from_raw_os_error(errno)).code;
-        assert_eq!(code(libc::ENOSPC), Code::NoSpace);
-        assert_eq!(code(libc::EDQUOT), Code::Quota);
-        assert_eq!(code(libc::EIO), Code::TargetIo);
+        for (errno, code, advice) in [
+            (libc::ENOSPC, Code::NoSpace, "free space"),
+            (libc::EDQUOT, Code::Quota, "raise the quota"),
+            (libc::EIO, Code::TargetIo, "the kernel's log"),
+            (libc::EROFS, Code::TargetIo, "make it writable"),
+            (libc::EACCES, Code::TargetIo, "the receiver's user"),
+        ] {
+            let error = MoverError::target_io("write", &io::Error::from_raw_os_error(errno));
+            assert_eq!(error.code, code);
+            assert!(error.message.contains(advice), "{error}");
+        }
     }
 }

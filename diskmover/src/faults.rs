@@ -24,6 +24,7 @@ mod lost;
 mod proven;
 mod sampled;
 mod table;
+mod zeroed;
 
 static RULES: Mutex<Vec<Arc<Active>>> = Mutex::new(Vec::new());
 

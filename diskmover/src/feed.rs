@@ -98,6 +98,15 @@ impl Volume {
         self.source.salvage().map_or(0, Salvage::lost_bytes)
     }
 
+    /// The error when the receiver has published what the source held before.
+    pub fn placed_otherwise(&self) -> MoverError {
+        let text = format!(
+            "this copy has placed {:?} before, and its source has other content now; to copy again move the target out of the way, or remove the .receipt of a device at the receiver",
+            self.id
+        );
+        MoverError::new(Code::TargetExists, text).in_volume(&self.id)
+    }
+
     /// Bytes that the receiver has.
     pub fn done_bytes(&self) -> u64 {
         if lock(&self.receipt).is_some() {

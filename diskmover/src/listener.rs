@@ -114,7 +114,8 @@ impl Receiver {
         });
         let thread = {
             let (shared, wake) = (Arc::clone(&shared), Arc::clone(&wake));
-            std::thread::spawn(move || accept(&shared, &listener, &wake))
+            guard::start(move || accept(&shared, &listener, &wake))
+                .map_err(MoverError::at_receiver)?
         };
         Ok(Receiver {
             shared,
@@ -255,11 +256,15 @@ fn accept(shared: &Arc<Shared>, listener: &TcpListener, wake: &OwnedFd) {
             shared.connections.fetch_sub(1, Ordering::Relaxed);
             continue; // dropping the socket tells the peer to come back later
         }
-        let shared = Arc::clone(shared);
-        std::thread::spawn(move || {
-            guard::run(|| shared.serve(socket), || {});
-            shared.connections.fetch_sub(1, Ordering::Relaxed);
+        let serving = Arc::clone(shared);
+        let served = guard::start(move || {
+            guard::run(|| serving.serve(socket), || {});
+            serving.connections.fetch_sub(1, Ordering::Relaxed);
         });
+        if served.is_err() {
+            // The socket is gone with its thread: the peer comes back later.
+            shared.connections.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }
 

@@ -15,13 +15,13 @@ use crate::sys::{ALIGN, AlignedBuf};
 
 /// Size, bytes in blocks that are not zero, and root digest.
 pub fn digest(path: &Path) -> Result<(u64, u64, Hash)> {
-    digest_at(&Origin::File(path.to_owned()))
+    digest_at(&Origin::File(path.to_owned()), || false)
 }
 
-/// The same of a file or an export.
-pub fn digest_at(origin: &Origin) -> Result<(u64, u64, Hash)> {
+/// The same of a file or an export; gives up when `stopping` says so.
+pub fn digest_at(origin: &Origin, stopping: impl Fn() -> bool + Sync) -> Result<(u64, u64, Hash)> {
     // The nonce is for identities, and none is needed here.
-    digest_of(&*origin.open(&[0; 16], OnReadError::Fail)?, || false)
+    digest_of(&*origin.open(&[0; 16], OnReadError::Fail)?, stopping)
 }
 
 /// The same of an open source; gives up when `stopping` says so.

@@ -31,6 +31,7 @@ use crate::pool::lock;
 use crate::runway::{Lay, Runway};
 use crate::store::Store;
 use crate::sys::ALIGN;
+use crate::trust;
 
 /// Blocks are laid ahead only while the file system keeps so much free: they may
 /// turn out not to be needed.
@@ -67,6 +68,8 @@ pub struct Medium {
     has_laid: AtomicBool,
     /// Where in the file the volume begins.
     start: u64,
+    /// What the file system says of holes is believed.
+    has_sound_holes: bool,
 }
 
 impl Medium {
@@ -89,6 +92,7 @@ impl Medium {
         let is_ext4 = rustix::fs::fstatfs(&file)?.f_type as i64 == EXT4;
         // What is there already is not sent again: its holes would never give blocks back.
         let lays = fresh && is_file && is_ext4 && direct.is_some();
+        let has_sound_holes = trust::doubt(&file).is_none();
         Ok(Medium {
             runway: lays.then(Mutex::default),
             has_laid: AtomicBool::new(false),
@@ -101,6 +105,7 @@ impl Medium {
             told_cached: AtomicBool::new(false),
             told_zeroing: AtomicBool::new(false),
             start: 0,
+            has_sound_holes,
         })
     }
 
@@ -204,12 +209,20 @@ impl Medium {
             .read_passing(&mut buffer[at..len], offset + at as u64)
     }
 
+    /// Whether a range is a hole for certain, so that it need not be read.
+    pub fn is_hole(&self, offset: u64, len: u64) -> bool {
+        let start = self.start + offset;
+        let data = || self.cached.next_data(start);
+        self.has_sound_holes && data().is_ok_and(|data| data.is_none_or(|data| data >= start + len))
+    }
+
     /// Makes durable what was written. What had to go through the page cache leaves
     /// it again: guests need the memory, nobody reads a copy twice.
     pub fn sync(&self) -> io::Result<()> {
         self.cached.sync()?;
         let all_direct = self.direct.is_some() && self.block == ALIGN;
-        if !all_direct || !self.direct_works.load(Ordering::Relaxed) {
+        let works = |what: &AtomicBool| what.load(Ordering::Relaxed);
+        if !all_direct || !works(&self.direct_works) || !works(&self.zeroing_works) {
             self.cached.uncache(0, 0);
         }
         // The same file, so the same pages: this one only notes it.
@@ -296,6 +309,8 @@ impl Medium {
             }
             at += piece;
         }
+        // What was zero already need not wait for a sync.
+        self.cached.uncache(offset, len);
         Ok(())
     }
 }
@@ -309,6 +324,7 @@ fn refuses(error: &io::Error) -> bool {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::faults::{self, Fault, Op, Rule};
     use std::os::unix::fs::MetadataExt;
     use std::path::Path;
 
@@ -378,15 +394,43 @@ pub(crate) mod tests {
         assert_eq!(crate::source::cached_bytes(&path), 0);
     }
 
+    #[test]
+    fn what_is_zeroed_by_hand_leaves_the_page_cache_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let refusal = Rule {
+            file: "by-hand",
+            op: Op::Zero,
+            at: None,
+            after: 0,
+            times: u32::MAX,
+            fault: Fault::Error(libc::EOPNOTSUPP),
+        };
+        let refused = faults::inject(dir.path(), refusal);
+        let (blank, full) = (dir.path().join("1-by-hand"), dir.path().join("2-by-hand"));
+        open(&blank, 0).set_len(SIZE).unwrap();
+        drop(file(&full, false));
+        for (path, is_durable) in [(blank, true), (full, false)] {
+            let direct = open(&path, libc::O_DIRECT);
+            let medium = Medium::new(open(&path, 0), Some(direct), false).unwrap();
+            medium.zero(0, SIZE).unwrap();
+            if !is_durable {
+                medium.sync().unwrap();
+            }
+            assert_eq!(crate::source::cached_bytes(&path), 0, "{path:?}");
+        }
+        assert!(refused.has_struck());
+    }
+
+    fn open(path: &Path, flags: i32) -> File {
+        use std::os::unix::fs::OpenOptionsExt;
+        let mut options = File::options();
+        options.create(true).truncate(false).read(true).write(true);
+        options.custom_flags(flags).open(path).unwrap()
+    }
+
     /// A file with a first part of dense data, fresh or taken for one that holds more.
     fn dense(path: &Path, fresh: bool, size: u64, chunks: u64) -> Medium {
-        let open = |flags: i32| {
-            use std::os::unix::fs::OpenOptionsExt;
-            let mut options = File::options();
-            options.create(true).truncate(false).read(true).write(true);
-            options.custom_flags(flags).open(path).unwrap()
-        };
-        let medium = Medium::new(open(0), Some(open(libc::O_DIRECT)), fresh).unwrap();
+        let medium = Medium::new(open(path, 0), Some(open(path, libc::O_DIRECT)), fresh).unwrap();
         medium.set_len(size).unwrap();
         let mut data = crate::sys::AlignedBuf::new(SIZE as usize).unwrap();
         data.fill(7);

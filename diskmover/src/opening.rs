@@ -9,8 +9,9 @@
 //! ```
 
 use std::fs::File;
+use std::io;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::audit::{self, Expected};
@@ -33,8 +34,10 @@ use crate::receipt::{self, FileId};
 use crate::revision::Revision;
 use crate::seeds::Seeds;
 use crate::source::Identity;
+use crate::store::Store;
 use crate::sys;
 use crate::target::{Container, Opened, Place, Target, TargetSpec, Trust};
+use crate::trust;
 
 /// What a sender announces of a volume.
 #[derive(Clone, Debug)]
@@ -274,7 +277,8 @@ fn find_part(spec: &TargetSpec, tag: &str, size: u64, since: Option<Hash>) -> Re
     };
     let stat = rustix::fs::fstat(&file);
     let sized = stat.is_ok_and(|stat| stat.st_size as u64 == size);
-    let blank = is_blank(&file, size).map_err(|e| names.failed("cannot map", &names.part, e))?;
+    let unmapped = |e| MoverError::target_io(&format!("cannot map {}", names.part), &e);
+    let blank = is_blank(&file, size).map_err(unmapped)?;
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::DIRECT;
     let direct = beneath::open(&names.dir, &names.part, flags, Mode::empty()).ok();
     let direct = direct.filter(|fd| rustix::fs::fstat(fd).is_ok_and(|s| s.st_ino == id.inode));
@@ -323,11 +327,15 @@ pub fn open_part(names: &Names) -> Result<File> {
     Err(MoverError::new(Code::TargetBusy, text).at_receiver())
 }
 
-/// Whether a part reads as zero when it is given this size.
-fn is_blank(part: &File, size: u64) -> rustix::io::Result<bool> {
-    match rustix::fs::seek(part, SeekFrom::Data(0)) {
-        Ok(data) => Ok(data >= size),
-        Err(Errno::NXIO) => Ok(true),
-        Err(e) => Err(e),
+/// Whether a part reads as zero when it is given this size. Where the word of the file
+/// system about holes is not taken, only an empty one does.
+fn is_blank(part: &File, size: u64) -> io::Result<bool> {
+    if part.metadata()?.len() == 0 {
+        return Ok(true);
     }
+    if trust::doubt(part).is_some() {
+        return Ok(false);
+    }
+    let data = Store::new(part.try_clone()?).next_data(0)?;
+    Ok(data.is_none_or(|data| data >= size))
 }

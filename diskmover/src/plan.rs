@@ -8,6 +8,10 @@ use std::ops::Range;
 
 use crate::digest::{self, CHUNK};
 
+/// Chunks of zeros that are one piece of work: 4 GiB. Where the receiver's disk cannot
+/// zero by itself it reads all of them, and its answer has to come in time.
+const MOST_ZEROS: u64 = 4096;
+
 /// Tells where data is.
 pub trait Extents {
     /// The first range of data at or after `from`; None when there is no more.
@@ -67,9 +71,8 @@ impl<E: Extents> Plan<E> {
             data_start / CHUNK
         };
         if holes_end > first {
-            self.next = (first..holes_end)
-                .find(|chunk| is_done(*chunk))
-                .unwrap_or(holes_end);
+            let end = holes_end.min((first / MOST_ZEROS + 1) * MOST_ZEROS);
+            self.next = (first..end).find(|chunk| is_done(*chunk)).unwrap_or(end);
             return Ok(Some(Work::Zeros(first..self.next)));
         }
         self.next += 1;
@@ -170,6 +173,16 @@ mod tests {
         assert_eq!(walk(Map(vec![]), 5 * CHUNK, &[]), [Work::Zeros(0..5)]);
         assert_eq!(walk(Map(vec![]), 0, &[]), []);
         assert_eq!(walk(Map(vec![0..1]), 1, &[]), [Work::Chunk(0, vec![0..1])]);
+    }
+
+    #[test]
+    fn a_long_hole_is_many_pieces() {
+        let far = 3 * MOST_ZEROS * CHUNK + 5 * CHUNK;
+        let pieces = [0, 1, 2].map(|n| Work::Zeros(n * MOST_ZEROS..(n + 1) * MOST_ZEROS));
+        let found = walk(Map(vec![]), far, &[]);
+        assert_eq!(found[..3], pieces);
+        let last = Work::Zeros(3 * MOST_ZEROS..3 * MOST_ZEROS + 5);
+        assert_eq!(found[3..], [last]);
     }
 
     #[test]

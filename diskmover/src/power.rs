@@ -237,7 +237,7 @@ mod tests {
             target.place(segment * 64, &bitmap, &buffer[..data], hash)?;
             let end = digest::chunk_count(SIZE).min(segment * 64 + 64);
             if segment * 64 + 1 < end {
-                target.place_zeros(segment * 64 + 1, end)?;
+                target.place_zeros(segment * 64 + 1, end, &|| true)?;
             }
             if segment % 2 == 1 {
                 target.barrier()?;

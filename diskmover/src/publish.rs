@@ -29,6 +29,7 @@ use crate::opening;
 use crate::receipt;
 use crate::sys;
 use crate::target::{Container, Place, TargetSpec};
+use crate::trust;
 
 /// Fails when something stands under the final name.
 pub fn refuse_existing(names: &Names) -> Result<()> {
@@ -189,7 +190,9 @@ fn fill_reservation(part: &File, size: u64, allocate: bool) -> rustix::io::Resul
         rustix::fs::fallocate(part, FallocateFlags::empty(), 0, size)?;
     }
     let stat = rustix::fs::fstat(part)?;
-    if stat.st_size as u64 != size {
+    // Whose word about holes is not taken could not say later that all of it is one.
+    let is_better_empty = !allocate && stat.st_size == 0 && trust::doubt(part).is_some();
+    if stat.st_size as u64 != size && !is_better_empty {
         rustix::fs::ftruncate(part, size)?;
     }
     rustix::fs::fsync(part)

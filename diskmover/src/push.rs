@@ -118,7 +118,7 @@ impl Push {
         let shared = Arc::new(Shared::new(job, config, nonce, volumes));
         let thread = {
             let shared = Arc::clone(&shared);
-            std::thread::spawn(move || coordinator::coordinate(&shared))
+            guard::start(move || coordinator::coordinate(&shared))?
         };
         Ok(Push {
             shared,

@@ -16,7 +16,10 @@ mod values;
 
 use std::os::fd::IntoRawFd;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use pyo3::exceptions::{PyOSError, PyRuntimeError};
 use pyo3::prelude::*;
 use rustix::fs::{Mode, OFlags};
@@ -26,10 +29,14 @@ use crate::beneath;
 use crate::device;
 use crate::digest::{CHUNK, hex};
 use crate::error::{self, MoverError, Result};
+use crate::guard;
 use crate::local;
 use crate::note;
 use crate::publish;
 use values::Nbd;
+
+/// How often it is looked for signals.
+const SIGNALS: Duration = Duration::from_millis(100);
 
 fn exception<'py>(py: Python<'py>, error: &MoverError) -> PyResult<Bound<'py, PyAny>> {
     py.import("diskmover.errors")?
@@ -51,6 +58,38 @@ fn raise(py: Python<'_>, error: &MoverError) -> PyErr {
 /// Runs something that blocks, without the GIL.
 fn detached<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
     py.detach(work).map_err(|error| raise(py, &error))
+}
+
+/// The same of what can last long: a signal (Ctrl-C) sets what `work` is given, and is
+/// raised once that has ended.
+fn interruptible<T: Send>(
+    py: Python<'_>,
+    work: impl FnOnce(&AtomicBool) -> Result<T> + Send,
+) -> PyResult<T> {
+    let stop = AtomicBool::new(false);
+    let stopping = &stop;
+    let (done, outcome) = bounded(1);
+    std::thread::scope(|scope| {
+        let started = guard::start_in(scope, move || {
+            let _ = done.send(work(stopping)); // nobody listens after a signal
+        });
+        let worker = started.map_err(|error| raise(py, &error))?;
+        loop {
+            match py.detach(|| outcome.recv_timeout(SIGNALS)) {
+                Ok(outcome) => return outcome.map_err(|error| raise(py, &error)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => {
+                    let _ = worker.join();
+                    return Err(raise(py, &guard::crash("what was asked for")));
+                }
+            }
+            if let Err(signal) = py.check_signals() {
+                stop.store(true, Ordering::Relaxed);
+                let _ = py.detach(|| worker.join());
+                return Err(signal);
+            }
+        }
+    })
 }
 
 #[pyfunction]
@@ -93,7 +132,10 @@ fn digest(
     path: Option<PathBuf>,
     nbd: Option<Nbd>,
 ) -> PyResult<(u64, u64, u64, u64, String)> {
-    let (size, data, root) = detached(py, || local::digest_at(&values::origin(path, nbd)?))?;
+    let (size, data, root) = interruptible(py, |stopping| {
+        let stopping = || stopping.load(Ordering::Relaxed);
+        local::digest_at(&values::origin(path, nbd)?, stopping)
+    })?;
     Ok((size, data, size - data, CHUNK, hex(&root)))
 }
 

@@ -64,7 +64,7 @@ impl Published {
             return Ok(());
         }
         let text = format!(
-            "this copy has placed {:?} before, and it has been written to since; move it out of the way, or discard the copy, to copy again",
+            "this copy has placed {:?} before, and it has been written to since; move it out of the way to copy again",
             names.shown
         );
         Err(MoverError::new(Code::TargetExists, text).at_receiver())

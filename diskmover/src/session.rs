@@ -28,6 +28,7 @@ use crate::budget::Budget;
 use crate::dirt::Dirt;
 use crate::error::{Code, MoverError, Result};
 use crate::frame::{Header, Kind};
+use crate::guard;
 use crate::keeper::{self, Order};
 use crate::link::Link;
 use crate::messages::{self, Keys, Receipt};
@@ -229,29 +230,41 @@ impl Session {
         match &state.phase {
             Phase::Failed(error) => return Err(error.clone()),
             Phase::Waiting => {
+                if let Err(error) = self.start(&mut state.threads) {
+                    // Those that did start end by themselves.
+                    self.stop.store(true, Ordering::Relaxed);
+                    state.phase = Phase::Failed(error.clone());
+                    return Err(error);
+                }
                 state.phase = Phase::Receiving;
-                let readers = self.readers();
-                self.workers.store(WORKERS + readers, Ordering::Relaxed);
-                for _ in 0..WORKERS {
-                    let session = Arc::clone(self);
-                    state
-                        .threads
-                        .push(std::thread::spawn(move || session.work()));
-                }
-                for _ in 0..readers {
-                    let session = Arc::clone(self);
-                    state
-                        .threads
-                        .push(std::thread::spawn(move || session.read_back()));
-                }
-                let session = Arc::clone(self);
-                state
-                    .threads
-                    .push(std::thread::spawn(move || keeper::run(&session)));
             }
             Phase::Receiving | Phase::Done => {}
         }
         state.links.push(Arc::clone(link));
+        Ok(())
+    }
+
+    /// Starts its threads.
+    fn start(self: &Arc<Self>, threads: &mut Vec<JoinHandle<()>>) -> Result<()> {
+        let readers = self.readers();
+        self.workers.store(WORKERS + readers, Ordering::Relaxed);
+        for _ in 0..WORKERS {
+            self.start_one(threads, |session| session.work())?;
+        }
+        for _ in 0..readers {
+            self.start_one(threads, |session| session.read_back())?;
+        }
+        self.start_one(threads, keeper::run)
+    }
+
+    fn start_one(
+        self: &Arc<Self>,
+        threads: &mut Vec<JoinHandle<()>>,
+        run: fn(&Arc<Session>),
+    ) -> Result<()> {
+        let session = Arc::clone(self);
+        let started = guard::start(move || run(&session));
+        threads.push(started.map_err(MoverError::at_receiver)?);
         Ok(())
     }
 
@@ -317,7 +330,8 @@ impl Session {
     /// Sends all receipts.
     pub fn send_receipts(&self, link: &Link) {
         let receipts = lock(&self.receipts).clone();
-        for (index, receipt) in receipts.iter().flatten().enumerate() {
+        for (index, receipt) in receipts.iter().enumerate() {
+            let Some(receipt) = receipt else { continue };
             let payload = receipt.encode();
             let mut header = Header::new(Kind::Receipt, index as u16);
             header.payload_len = payload.len() as u32;

@@ -9,7 +9,8 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::{Advice, FallocateFlags, SeekFrom};
+use rustix::io::Errno;
 
 use crate::passing::Passing;
 
@@ -106,6 +107,20 @@ impl Store {
     /// that.
     pub fn read_passing(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.passing.read_exact_at(&self.file, buffer, offset)
+    }
+
+    /// Where the first data at or behind `from` begins, as the file system says; None
+    /// when it says that there is none.
+    pub fn next_data(&self, from: u64) -> io::Result<Option<u64>> {
+        #[cfg(test)]
+        if self.file.hides_data() {
+            return Ok(None);
+        }
+        match rustix::fs::seek(&self.file, SeekFrom::Data(from)) {
+            Ok(start) => Ok(Some(start)),
+            Err(Errno::NXIO) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// Cuts or extends.

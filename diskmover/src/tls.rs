@@ -128,7 +128,7 @@ pub fn classify(error: &TlsError, peer: &str) -> MoverError {
     match error {
         TlsError::InvalidCertificate(why) => MoverError::new(
             Code::PeerUntrusted,
-            format!("the certificate of {peer} is refused: {why:?}"),
+            format!("the certificate of {peer} is refused: {why:?}; is it of our CA, and valid?"),
         ),
         TlsError::NoCertificatesPresented => {
             MoverError::new(Code::PeerUntrusted, format!("{peer} has no certificate"))

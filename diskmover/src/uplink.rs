@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Code, MoverError};
 use crate::feed::Volume;
 use crate::frame::Header;
+use crate::guard;
 use crate::link::Link;
 use crate::messages::{self, Receipt};
 use crate::pool::lock;
@@ -97,7 +98,7 @@ fn open_and_run(shared: &Shared, link: &Link) -> Ended {
     let mut turn = None;
     let dead = AtomicBool::new(false);
     let ends = std::thread::scope(|scope| {
-        let heard = scope.spawn(|| {
+        let heard = guard::start_in(scope, || {
             let end = hearing::hear(shared, link, &in_flight);
             dead.store(true, Ordering::Relaxed);
             if matches!(end, Err(End::Broken)) {
@@ -105,6 +106,10 @@ fn open_and_run(shared: &Shared, link: &Link) -> Ended {
             }
             end
         });
+        let heard = match heard {
+            Ok(heard) => heard,
+            Err(error) => return [Err(End::Fatal(error)), Ok(())],
+        };
         let sent = sending::send(shared, link, &in_flight, &dead, &mut turn);
         shared.await_farewell();
         if matches!(sent, Ok(()) | Err(End::Fatal(_))) {

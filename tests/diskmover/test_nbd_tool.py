@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from tests.diskmover import qemu, tool
 from tests.diskmover.conftest import Certs
 from tests.diskmover.qemu import MIB
-from tests.diskmover.tool import Ended, Serve
+from tests.diskmover.tool import Ended, Running, Serve
 
 SIZE = 70 * MIB
 
@@ -91,6 +92,22 @@ def test_what_arrives_becomes_an_image(
     )
     assert (plain.code, plain.error["code"]) == (1, "SOURCE_INVALID")
     assert [path.name for path in serve.root.iterdir() if path.name[0] != "."] == ["disk"]
+
+
+def test_ctrl_c_ends_a_digest_that_takes_long(image: Path, tmp_path: Path) -> None:
+    socket = tmp_path / "s"
+    command = ["qemu-storage-daemon", "--nbd-server", f"addr.type=unix,addr.path={socket}"]
+    command += ["--object", "throttle-group,id=t,x-bps-read=524288"]
+    command += ["--blockdev", f"driver=file,filename={image},node-name=f,read-only=on"]
+    command += ["--blockdev", "driver=throttle,file=f,throttle-group=t,node-name=n,read-only=on"]
+    command += ["--export", "type=nbd,id=e,node-name=n,name=,writable=off"]
+    qemu.write(image, "write -P 3 0 70M")
+    with qemu.serving(command, socket) as address:
+        digest = Running("--nbd", address, command="digest")
+        tool.eventually("it reads", lambda: digest.threads() > 1)
+        digest.send(signal.SIGINT)
+        ended = digest.ended()
+    assert (ended.code, ended.out, ended.err) == (130, "", "diskmover: interrupted\n")
 
 
 @pytest.mark.parametrize(

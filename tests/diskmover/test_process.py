@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -173,6 +175,61 @@ def test_a_fork_may_make_its_own(certs: Certs, tmp_path: Path) -> None:
         assert in_a_fork(copy) == digest(source).digest
         push.cancel()
     assert tool.same(source, tmp_path / "target-child")
+
+
+# --- threads ------------------------------------------------------------------
+
+FEW_THREADS = """
+import os, resource, sys
+from pathlib import Path
+from diskmover import IncomingVolume, MoverError, OutgoingVolume, Push, Receiver, TlsFiles
+certs, folder = Path(sys.argv[1]), Path(sys.argv[2])
+tls = {n: TlsFiles(certs / f"{n}.pem", certs / f"{n}.key", certs / "ca.pem") for n in "ab"}
+
+def copy(session):
+    with Receiver("127.0.0.1:0", tls["b"]) as receiver:
+        volume = IncomingVolume("vda", folder, f"target-{session}", 3 << 20)
+        receiver.open_session(session, bytes(32), sender="diskmover://a", volumes=[volume], tag="t")
+        push = Push(to=receiver.address, receiver="diskmover://b", tls=tls["a"], tag="t",
+                    session_id=session, key=bytes(32), reconnect_timeout_seconds=1,
+                    volumes=[OutgoingVolume("vda", folder / "source")])
+        return push.wait(30)
+
+COUNTS = [1, 2, 3, 4, 5, 7, 9, 11, 13, 15, 17, 19, 22, 60]
+for threads in COUNTS:
+    child = os.fork()
+    if child == 0:
+        # Nobody has this user id, and of root's processes there may be any number.
+        resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
+        os.setgid(54321)
+        os.setuid(54321)
+        try:
+            print("done" if copy(f"s{threads}") else "HANGS", flush=True)
+        except MoverError as error:
+            print(error.code, flush=True)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_without_threads_a_copy_fails_and_does_not_hang(certs: Certs, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        shutil.copytree(certs.directory, folder / "certs")
+        tool.noise(folder / "source", 3 * MIB)
+        for path in (folder, folder / "certs", *folder.rglob("*")):
+            os.chown(path, 54321, 54321)
+        ended = subprocess.run(
+            [sys.executable, "-c", FEW_THREADS, str(folder / "certs"), made],
+            capture_output=True, text=True, timeout=tool.PATIENCE_SECONDS * 3, check=False,
+        )  # fmt: skip
+    said = ended.stdout.split()
+    assert (ended.returncode, len(said)) == (0, 14), ended
+    assert said[0] == "LIMIT_EXCEEDED", said
+    assert said[-1] == "done", said
+    # A connection that got no thread is one that did not stand.
+    kinds = {"LIMIT_EXCEEDED", "CONNECT_FAILED", "LINK_LOST", "SESSION_KEY_REPLAYED", "done"}
+    assert set(said) <= kinds, said
 
 
 # --- descriptors --------------------------------------------------------------

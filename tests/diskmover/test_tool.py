@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import socket
 import stat
 import subprocess
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +189,8 @@ def test_rates_are_read_as_drover_reads_them(text: str, rate: int) -> None:
         (["push", "/nonexistent", "--to", "h:1"], "does not exist"),
         (["push", "{source}", "--to", "h:1", "--limit", "fast"], "not a rate such as 20M"),
         (["push", "{source}", "--to", "h:1", "--limit", "0"], "not a rate such as 20M"),
+        (["push", "{source}", "--to", "h:1", "--limit", "9" * 20], "not a rate such as 20M"),
+        (["push", "{source}", "--to", "h:1", "--retry-for", "0"], "0<x<=86400"),
         (["push", "{source}", "--to", "h:1", "--connections", "65"], "1<=x<=64"),
         (["push", "{source}", "{source}", "--to", "h:1", "--name", "x"], "one file only"),
         (["push", "{source}", "--to", "h:port"], "is not HOST or HOST:PORT"),
@@ -233,6 +238,26 @@ def test_certs_makes_an_authority_once_and_keys_that_nobody_else_reads(tmp_path:
     cert.verify_directly_issued_by(x509.load_pem_x509_certificate(ca))
     names = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert names.get_values_for_type(x509.UniformResourceIdentifier) == ["diskmover://b"]
+
+
+@pytest.mark.parametrize("name", ["ü", "x" * 70])
+def test_certs_says_what_cannot_be_a_name(name: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["certs", str(tmp_path), name])
+    assert result.exit_code == 1
+    assert f"Error: cannot make a certificate for '{name}'" in result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ca.key", "ca.pem"]
+
+
+def test_certs_says_when_a_key_has_a_password(tmp_path: Path) -> None:
+    CliRunner().invoke(main, ["certs", str(tmp_path), "a"])
+    key = tmp_path / "ca.key"
+    subprocess.run(
+        ["openssl", "ec", "-aes256", "-in", key, "-out", key, "-passout", "pass:x"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    result = CliRunner().invoke(main, ["certs", str(tmp_path), "b"])
+    assert result.exit_code == 1
+    assert "Error: cannot make a certificate for 'b'" in result.output
 
 
 def test_certs_never_replaces_half_an_authority(tmp_path: Path) -> None:
@@ -348,6 +373,22 @@ def test_what_stands_in_the_way_of_a_connection_is_told(certs: Certs, source: Pa
         assert "run the same command again to go on" in pushed.err
 
 
+def test_one_who_hangs_up_is_told(certs: Certs, source: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            with suppress(OSError):  # the listener is closed in the end
+                while True:
+                    listener.accept()[0].close()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        to = "{}:{}".format(*listener.getsockname())
+        pushed = tool.run("push", source, "--to", to, "--retry-for", "1", *certs.options("a"))
+        listener.shutdown(socket.SHUT_RDWR)
+    assert pushed.code == 5
+    assert re.search(r"within 1 s: .*(closed the connection|reset)", pushed.err), pushed.err
+
+
 def test_digest_as_json_is_the_canonical_receipt(source: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(source)
     script = Path(__file__).parents[2] / "docs" / "receipt.py"
@@ -377,6 +418,47 @@ def test_what_a_sender_calls_its_file_does_not_act_on_the_terminal(
     error = MoverError("TARGET_EXISTS", "it is there")
     show.arrival(EndedCopy("\x1b[2Jdisk\n", "diskmover://a", (), error), as_json=False)
     assert capsys.readouterr().out == "?[2Jdisk? from diskmover://a: TARGET_EXISTS: it is there\n"
+
+
+def test_a_name_of_several_lines_is_shown_in_one(serve: Serve, certs: Certs, source: Path) -> None:
+    name = "a\nb\x1b[2J c ü"
+    base: list[str | Path] = ["push", source, "--to", serve.address, "--name", name]
+    pushed = tool.run(*base, *certs.options("a"))
+    assert pushed.out.startswith("a?b?[2J c ü: 4.9 KiB")
+    assert pushed.out.count("\n") == 1
+    assert tool.same(source, serve.root / name)
+    tool.noise(source, 5000)
+    refused = tool.run(*base, *certs.options("a"))
+    assert refused.code == 1
+    assert refused.err.count("\n") == 1, refused.err
+    assert show.line(name, progress(), 80).startswith("a?b?[2J c ü  45%")
+
+
+def test_serve_tells_of_a_seed_that_is_not_there(certs: Certs, tmp_path: Path) -> None:
+    # It says so before it listens: an address that is taken ends it.
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = "{}:{}".format(*taken.getsockname())
+        serve: list[str | Path] = [
+            "serve",
+            "--root",
+            tmp_path,
+            "--seed",
+            "typo",
+            "--listen",
+            listen,
+        ]
+        ended = tool.run(*serve, *certs.options("b"))
+    assert ended.code == 5
+    assert f"there is no file 'typo' in {tmp_path} yet" in ended.err
+
+
+def test_serve_tells_of_a_copy_that_ends_just_before_it_does(
+    certs: Certs, source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    serve = Serve(tmp_path / "in", certs.options("b"))
+    pushed = tool.run("push", source, "--to", serve.address, "--json", *certs.options("a"))
+    assert [line["receipt"] for line in serve.said_to_the_end()] == [pushed.receipt]
 
 
 def test_every_error_is_in_the_manual_with_its_exit_code() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -82,9 +83,23 @@ def test_an_interrupted_push_cancels_and_goes_on_later(
     first.send(signal.SIGINT)
     ended = first.ended()
     assert ended.code == 130, ended
+    assert "the same command goes on" in ended.err
     assert not (serve.root / "interrupted").exists()
     assert tool.push_when_free(*job).receipt["wire_bytes"] < SIZE - 3 * MIB
     assert tool.same(disk, serve.root / "interrupted")
+
+
+def test_a_program_that_closes_the_output_ends_the_push(
+    serve: Serve, certs: Certs, disk: Path
+) -> None:
+    job = Running(*_push(serve, certs, disk, "unread"), "--limit", SNAIL)
+    assert json.loads(job.next_line())["progress"]
+    job.stop_reading()
+    ended = job.ended()
+    assert ended.code == 5, ended
+    assert ended.err == (
+        "diskmover: nobody reads its output any more; the same command goes on from here\n"
+    )
 
 
 def test_a_second_push_of_the_same_file_meanwhile_is_refused(
@@ -165,6 +180,10 @@ def test_a_repeated_push_is_answered_without_sending(
     tool.noise(source, 3 * MIB)
     changed = tool.run("push", *job)
     assert (changed.code, changed.error["code"]) == (1, "TARGET_EXISTS"), "old content was passed"
+    tool.noise(source, 4 * MIB)
+    grown = tool.run("push", *job)
+    assert (grown.code, grown.error["code"]) == (1, "TARGET_EXISTS")
+    assert "other content now" in grown.err
 
 
 def test_a_symlink_at_the_target_is_not_followed(

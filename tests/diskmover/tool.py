@@ -125,6 +125,14 @@ class Serve:
         said: dict[str, Any] = json.loads(self._process.stdout.readline())
         return said
 
+    def said_to_the_end(self) -> list[dict[str, Any]]:
+        """All lines that it still prints, told to end as by a service manager."""
+        assert self._process.stdout is not None
+        self._process.send_signal(signal.SIGTERM)
+        said = self._process.stdout.read()
+        assert self._end() == 0
+        return [json.loads(line) for line in said.splitlines()]
+
     def kill(self) -> None:
         """kill -9."""
         self._process.kill()
@@ -143,11 +151,13 @@ class Serve:
 
 
 class Running:
-    """A `diskmover push` process under way."""
+    """A `diskmover push` process under way, or another command."""
 
-    def __init__(self, *arguments: str | Path, within: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *arguments: str | Path, within: Sequence[str] = (), command: str = "push"
+    ) -> None:
         self._process = subprocess.Popen(
-            [*within, *_TOOL, "push", *map(str, arguments)],
+            [*within, *_TOOL, command, *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -156,6 +166,20 @@ class Running:
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
         self._process.send_signal(number)
+
+    def next_line(self) -> str:
+        """The next line that it prints."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def stop_reading(self) -> None:
+        """Close our end of its output."""
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def threads(self) -> int:
+        """Threads that it has now."""
+        return len(os.listdir(f"/proc/{self._process.pid}/task"))
 
     def ended(self) -> Ended:
         """How it ends."""

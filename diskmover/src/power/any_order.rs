@@ -140,7 +140,7 @@ impl Scene {
         for chunk in chunks {
             let content = block(self.version, chunk);
             if digest::is_zero(&content) {
-                target.place_zeros(chunk, chunk + 1)?;
+                target.place_zeros(chunk, chunk + 1, &|| true)?;
                 continue;
             }
             let mut memory = AlignedBuf::new(BLOCK).unwrap();

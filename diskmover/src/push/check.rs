@@ -17,6 +17,9 @@ pub(super) fn job(job: &Job) -> Result<()> {
         ));
     }
     limit(job.limit)?;
+    if job.reconnect.is_zero() {
+        return invalid("no time to connect in: give some seconds to try for".to_owned());
+    }
     if job.session.is_empty() || job.session.len() > 255 || job.tag.len() > 64 {
         return invalid("session id or tag is empty or too long".to_owned());
     }

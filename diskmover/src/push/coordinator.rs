@@ -9,6 +9,7 @@ use super::{CLOSING, QUEUE, Shared, guarded};
 use crate::bottleneck::{self, Stage};
 use crate::error::{Code, MoverError, Result};
 use crate::feed::Volume;
+use crate::guard;
 use crate::local;
 use crate::messages::Receipt;
 use crate::pool::lock;
@@ -25,23 +26,34 @@ const MAX_PASSES: u64 = 3;
 pub(super) fn coordinate(shared: &Arc<Shared>) {
     shared.job.io_priority.apply();
     std::thread::scope(|scope| {
-        let connect = |index| {
+        let connect = |index| -> Result<()> {
             shared.uplinks.fetch_add(1, Ordering::Release);
-            scope.spawn(move || {
+            let started = guard::start_in(scope, move || {
                 guarded(shared, "a connection", || uplink::run(shared, index));
                 shared.uplinks.fetch_sub(1, Ordering::Release);
             });
+            if started.is_err() {
+                shared.uplinks.fetch_sub(1, Ordering::Release);
+            }
+            started.map(drop)
         };
         let mut connections = shared.job.connections;
-        (0..connections).for_each(connect);
-        let workers = std::thread::available_parallelism()
-            .map_or(2, |n| n.get())
-            .clamp(2, 8);
-        for _ in 0..workers {
-            scope.spawn(|| guarded(shared, "a worker", || stages::pack(shared)));
-        }
-        for _ in 0..READERS {
-            scope.spawn(|| guarded(shared, "a reader", || stages::read(shared)));
+        let start_all = || -> Result<()> {
+            (0..connections).try_for_each(connect)?;
+            for _ in 0..workers() {
+                guard::start_in(scope, || {
+                    guarded(shared, "a worker", || stages::pack(shared));
+                })?;
+            }
+            for _ in 0..READERS {
+                guard::start_in(scope, || {
+                    guarded(shared, "a reader", || stages::read(shared));
+                })?;
+            }
+            Ok(())
+        };
+        if let Err(error) = start_all() {
+            shared.fail(error);
         }
         while !shared.stopping() {
             guarded(shared, "the coordinator", || {
@@ -50,7 +62,8 @@ pub(super) fn coordinate(shared: &Arc<Shared>) {
                 }
             });
             let wanted = shared.wanted_connections();
-            (connections..wanted).for_each(connect);
+            // One more is a help: the copy goes on without.
+            let _ = (connections..wanted).try_for_each(connect);
             connections = wanted;
             std::thread::sleep(LOOK);
         }
@@ -66,6 +79,11 @@ pub(super) fn coordinate(shared: &Arc<Shared>) {
         }
     });
     lock(&shared.sockets).fill_with(|| None);
+}
+
+fn workers() -> usize {
+    let cores = std::thread::available_parallelism();
+    cores.map_or(2, |n| n.get()).clamp(2, 8)
 }
 
 impl Shared {
@@ -111,12 +129,7 @@ impl Shared {
             let digest = local::digest_of(&*volume.source, || self.stopping())
                 .map_err(|e| e.in_volume(&volume.id))?;
             if digest.2 != receipt.root {
-                let text = format!(
-                    "this copy has placed {:?} before, and its source has other content now; \
-                     move the target out of the way to copy again",
-                    volume.id
-                );
-                return Err(MoverError::new(Code::TargetExists, text).in_volume(&volume.id));
+                return Err(volume.placed_otherwise());
             }
         }
         Ok(())

@@ -217,7 +217,8 @@ impl Session {
             return Err(Refused::Corrupt(text.to_owned()));
         }
         let end = (header.offset + header.logical_len).div_ceil(digest::CHUNK);
-        target.place_zeros(header.offset / digest::CHUNK, end)?;
+        let go_on = || !self.stopping();
+        target.place_zeros(header.offset / digest::CHUNK, end, &go_on)?;
         self.dirt.add(1);
         Ok(Taken::Whole)
     }

@@ -200,8 +200,23 @@ impl Target {
         book.note_written(segment as usize, bit, self.proofs.as_ref());
     }
 
-    /// Places zero chunks `first..end`.
-    pub fn place_zeros(&self, first: u64, end: u64) -> Result<()> {
+    /// Places zero chunks `first..end`, a segment at a time: where the medium cannot
+    /// zero, all of it is read. `go_on` is asked before each, and ends it.
+    pub fn place_zeros(&self, first: u64, end: u64, go_on: &dyn Fn() -> bool) -> Result<()> {
+        let mut from = first;
+        while from < end {
+            if !go_on() {
+                let text = "the session ended while zeros were placed";
+                return Err(self.about(MoverError::new(Code::SessionClosed, text)));
+            }
+            let to = end.min((from / SEGMENT_CHUNKS + 1) * SEGMENT_CHUNKS);
+            self.place_some_zeros(from, to)?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    fn place_some_zeros(&self, first: u64, end: u64) -> Result<()> {
         // Only what is not durable is punched: a done chunk must stay what it is.
         let size = {
             let ledger = &lock(&self.book).ledger;

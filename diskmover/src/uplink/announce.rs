@@ -10,7 +10,7 @@ use crate::error::{Code, MoverError, Result};
 use crate::frame::{Header, Kind};
 use crate::ledger::MOST_ADOPTED;
 use crate::link::{Link, LinkError};
-use crate::messages::Open;
+use crate::messages::{Open, Receipt};
 use crate::pool::lock;
 use crate::push::Shared;
 use crate::revision::Revision;
@@ -96,8 +96,14 @@ fn adopt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
 /// Keeps the receipt of a volume that was published before; whether it is for
 /// what the source holds now is checked before the copy ends.
 fn claim_receipt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
-    let receipt = read_receipt(&shared.volumes[index], payload)?;
-    degraded::check_claim(&shared.volumes[index], &receipt)?;
-    *lock(&shared.volumes[index].receipt) = Some(receipt);
+    let volume = &shared.volumes[index];
+    let is_resized =
+        |receipt: Receipt| receipt.volume == volume.id && receipt.size != volume.size();
+    if Receipt::decode(payload).is_some_and(is_resized) {
+        return Err(volume.placed_otherwise());
+    }
+    let receipt = read_receipt(volume, payload)?;
+    degraded::check_claim(volume, &receipt)?;
+    *lock(&volume.receipt) = Some(receipt);
     Ok(())
 }

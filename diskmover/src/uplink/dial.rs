@@ -34,7 +34,10 @@ pub(super) fn connect(shared: &Shared, index: usize) -> Ended<Arc<Link>> {
     })?;
     lock(&shared.sockets)[index] = Some(handle);
     let sort = |error: LinkError, peer: &str| match error.is_network() {
-        true => End::Broken,
+        true => {
+            shared.note_trouble(error.to_string());
+            End::Broken
+        }
         false => End::Fatal(error.to_mover(peer)),
     };
     let to = &shared.job.to;

@@ -156,13 +156,13 @@ const FAULTS: &[(&str, Act, Code)] = &[
         Code::Protocol,
     ),
     (
-        "OPENED with a receipt of another size",
+        "OPENED with a receipt of another size: the source has been resized since",
         |p| {
             welcome(p);
             let payload = receipt(SIZE - 1, [1; 32]).encode();
             p.send(Header::new(Kind::Opened, 0), &payload);
         },
-        Code::Protocol,
+        Code::TargetExists,
     ),
     (
         "OPENED with a receipt for other content: nothing of ours is there",
