@@ -119,6 +119,11 @@ def why_chosen(placement: Placement) -> str:
     return f"Target {short(placement.chosen_host)}{why}{'' if why.endswith('.') else '.'}{size}"
 
 
+def warning_line(warning: str) -> str:
+    """What a person should know of a move, as a line of its own."""
+    return f"Warning: {warning}"
+
+
 def verdict_row(verdict: HostVerdict, chosen: str) -> tuple[str, str, str, str]:
     """Cells of the verdict table: host, verdict, weight, why."""
     if not verdict.fits:

@@ -115,6 +115,7 @@ def _details(move: Migration) -> list[tuple[str, str]]:
         ("Volumes", receipts),
         ("Downtime", describe.downtime_words(move)),
         ("Trouble", describe.trouble(move)),
+        ("Warnings", "\n".join(move.placement.warnings)),
         ("Cancel", "asked for" if move.cancel_requested else ""),
         (
             "Confirms itself",
