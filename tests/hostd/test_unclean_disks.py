@@ -66,8 +66,9 @@ def test_it_moves_as_it_is_and_a_warning_comes_with_it(fleet: TwoHosts, late: Gu
     move.stop(Mode.MODE_GRACEFUL)
     (said,) = warnings(move.park().report)
     assert "was not closed cleanly" in said
-    move.copy()
+    (receipt,) = (r for r in move.copy().receipts if r.volume_id == "vda")
     move.build()
+    assert receipt.allocated_bytes == b.host.path(DISK).stat().st_blocks * 512
     assert b.host.path(DISK).read_bytes() == before, "the mark went, or more"
     (volume,) = b.client(pb.GetDomainRequest(domain_uuid=late.uuid)).volumes
     assert volume.unclean

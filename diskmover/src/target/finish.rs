@@ -8,6 +8,7 @@ use crate::error::{Code, MoverError, Result};
 use crate::messages::Receipt;
 use crate::pool::lock;
 use crate::publish;
+use crate::receipt;
 use crate::target::{Place, Proof, Target};
 use crate::unreadable::Unreadable;
 
@@ -65,7 +66,7 @@ impl Target {
 
     /// Gives the verified part its final name.
     pub fn publish(&self, wire: u64, unreadable: Unreadable) -> Result<Receipt> {
-        let receipt = {
+        let mut receipt = {
             let book = lock(&self.book);
             Receipt {
                 volume: self.spec.volume.clone(),
@@ -75,6 +76,7 @@ impl Target {
                 root: book.ledger.root().unwrap_or_default(),
                 mode: self.mode,
                 unreadable,
+                allocated: None,
             }
         };
         let file = self.medium.file();
@@ -88,6 +90,10 @@ impl Target {
             Place::Device { .. } => device::publish(&self.names, file, self.id, &receipt),
         };
         published.map_err(|e| e.in_volume(&self.spec.volume))?;
+        if self.spec.care.place == Place::File {
+            let stat = rustix::fs::fstat(file);
+            receipt.allocated = stat.ok().map(|stat| receipt::allocated(&stat));
+        }
         Ok(receipt)
     }
 

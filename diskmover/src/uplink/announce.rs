@@ -55,7 +55,7 @@ pub(super) fn open_volumes(shared: &Shared, link: &Link) -> Ended {
                 Kind::Opened if ours => {
                     shared.answers.fetch_add(1, Ordering::Relaxed);
                     if !payload.is_empty() {
-                        claim_receipt(shared, index, &payload)?;
+                        claim_receipt(shared, &answer, &payload)?;
                     } else if answer.offset <= volume.size() {
                         lock(&volume.ledger).set_data_bytes(answer.offset);
                         volume.base.set(answer.logical_len);
@@ -95,9 +95,10 @@ fn adopt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
 
 /// Keeps the receipt of a volume that was published before; whether it is for
 /// what the source holds now is checked before the copy ends.
-fn claim_receipt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
-    let receipt = read_receipt(&shared.volumes[index], payload)?;
-    degraded::check_claim(&shared.volumes[index], &receipt)?;
-    *lock(&shared.volumes[index].receipt) = Some(receipt);
+fn claim_receipt(shared: &Shared, header: &Header, payload: &[u8]) -> Result<()> {
+    let volume = &shared.volumes[usize::from(header.volume)];
+    let receipt = read_receipt(volume, header, payload)?;
+    degraded::check_claim(volume, &receipt)?;
+    *lock(&volume.receipt) = Some(receipt);
     Ok(())
 }
