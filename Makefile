@@ -13,7 +13,7 @@ export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 PACKAGES := python3-venv pkg-config gcc libc6-dev libvirt-dev qemu-utils \
   libvirt-daemon-system libvirt-clients qemu-system-x86 ovmf swtpm swtpm-tools iproute2 iptables \
   syslinux syslinux-common mtools dosfstools e2fsprogs busybox-static cpio kmod xz-utils \
-  postgresql btrfs-progs
+  postgresql btrfs-progs xfsprogs
 # What `make bench` compares with, and draws with.
 BENCH_PACKAGES := rsync openssh-client openssh-server libnbd-bin zstd gnuplot-nox
 PROTOS   := $(shell find proto/controlplane proto/hostd -name '*.proto' | sort)

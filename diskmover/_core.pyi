@@ -26,8 +26,8 @@ _Outgoing = tuple[str, _Path | None, _Nbd | None, int | None]
 _Eta = tuple[float | None, float | None, float | None]
 # done, total, resumed, wire, rate, eta, limited_by, connections, unreadable
 Progress = tuple[int, int, int, int, int, _Eta, str, int, int]
-# volume_id, size, data, zero, wire, chunk_size, digest, mode, unreadable
-Receipt = tuple[str, int, int, int, int, int, str, str, list[tuple[int, int]]]
+# volume_id, size, data, zero, wire, chunk_size, digest, mode, unreadable, allocated
+Receipt = tuple[str, int, int, int, int, int, str, str, list[tuple[int, int]], int | None]
 
 class Receiver:
     def __init__(

@@ -215,6 +215,10 @@ class Receipt:
             pairs of offset and length. Empty, unless the sender was told to go on
             then: a copy with any is DEGRADED, and its digest is that of what was
             placed, not of what the source should hold.
+        allocated_bytes: What the target's file system had allocated for it when the
+            receipt was given, as it counts (btrfs leaves out what compression spares).
+            None for a block device, which allocates nothing. It is what the receiver
+            says, and part of no digest.
     """
 
     volume_id: str
@@ -226,6 +230,7 @@ class Receipt:
     digest: str
     mode: str
     unreadable: tuple[tuple[int, int], ...] = ()
+    allocated_bytes: int | None = None
 
     @property
     def is_degraded(self) -> bool:

@@ -378,8 +378,10 @@ def _progress(told: _core.Progress) -> Progress:
 
 def _receipt(told: _core.Receipt) -> Receipt:
     """A receipt as the core tells it."""
-    volume_id, size, data, zero, wire, chunk_size, digest, mode, unreadable = told
-    return Receipt(volume_id, size, data, zero, wire, chunk_size, digest, mode, tuple(unreadable))
+    volume_id, size, data, zero, wire, chunk_size, digest, mode, unreadable, allocated = told
+    return Receipt(
+        volume_id, size, data, zero, wire, chunk_size, digest, mode, tuple(unreadable), allocated
+    )
 
 
 def _placing(

@@ -380,6 +380,7 @@ def _succeeded(ended: job_pb2.Job, receipts: Sequence[Receipt]) -> job_pb2.Job:
             wire_bytes=receipt.wire_bytes,
             digest=receipt.digest,
             mode=receipt.mode,
+            allocated_bytes=receipt.allocated_bytes,
         )
     return ended
 

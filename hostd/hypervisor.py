@@ -201,7 +201,9 @@ class Hypervisor:
         with self._connection.get(f"domains/{domain_uuid}") as connection:
             aside = parking.park(connection, domain_uuid, migration_id, self.roots, self._state_dir)
         return host_service_pb2.EnsureParkedResponse(
-            volumes=aside.volumes, manifest_path=str(aside.manifest_path)
+            volumes=aside.volumes,
+            manifest_path=str(aside.manifest_path),
+            report=preflight.check_parked(aside.volumes),
         )
 
     def unpark(self, migration_id: str, domain_uuid: str) -> None:

@@ -22,7 +22,7 @@ from controlplane.common.reasons import Reason
 from diskmover import IncomingVolume, MoverError
 from hostd.config import HostdConfig
 from hostd.made_directories import MadeDirectories
-from hostd.preflight import placements
+from hostd.preflight_storage import placements
 from hostd.records import CreatedFile, Records, TargetPhase, TargetRecord
 from hostd.transfer import mover_error
 from hostd.v1 import domain_pb2, preflight_pb2

@@ -7,7 +7,7 @@ failure is the most telling one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from controlplane.common.errors import DroverError, Violation
 from controlplane.common.reasons import Reason
@@ -24,9 +24,9 @@ from hostd.preflight_model import (
     warned,
 )
 from hostd.preflight_needs import NEEDS
+from hostd.preflight_storage import STORAGE
 from hostd.v1 import domain_pb2, preflight_pb2
 
-_GIB, _MIB = 1024**3, 1024**2
 _HOST_CPU_MODES = ("host-passthrough", "host-model", "maximum")
 
 
@@ -43,18 +43,6 @@ def check_target(machine: _Machine, facts: TargetFacts) -> preflight_pb2.Preflig
     judges = [*_NEED_LIBVIRT, *_ALWAYS] if facts.host.libvirt_connected else _ALWAYS
     checks += [judge(machine, facts) for judge in judges]
     return preflight_pb2.PreflightReport(checks=checks)
-
-
-def placements(machine: _Machine) -> list[preflight_pb2.VolumeMapping]:
-    """Where each volume goes: where it is told to, else the same root and name."""
-    told = {mapping.volume_id: mapping for mapping in machine.volume_mappings}
-    return [
-        told.get(volume.volume_id)
-        or preflight_pb2.VolumeMapping(
-            volume_id=volume.volume_id, root=volume.root, name=volume.name
-        )
-        for volume in machine.domain.volumes
-    ]
 
 
 def check_source(
@@ -76,7 +64,16 @@ def check_source(
     if not found.obstacles:
         checks.append(passed("obstacle", "Nothing in its definition or disks binds it here."))
     checks += _uses(domain, users, sharers)
+    if domain.power_state == domain_pb2.POWER_STATE_SHUTOFF:
+        repair = "To have it repaired now: qemu-img check -f qcow2 -r all"
+        checks += _closed(domain.volumes, lambda volume: f"{repair} {volume.path}")
     return preflight_pb2.PreflightReport(checks=checks)
+
+
+def check_parked(volumes: Iterable[domain_pb2.Volume]) -> preflight_pb2.PreflightReport:
+    """What a person should know of the volumes of a machine that is parked. Pure."""
+    fix = "Look at it with qemu-img check once the move has ended: it is in use until then."
+    return preflight_pb2.PreflightReport(checks=_closed(volumes, lambda _: fix))
 
 
 def refuse_failures(report: preflight_pb2.PreflightReport, subject: str) -> None:
@@ -129,6 +126,24 @@ def _uses(
         yield failed("disk-use", Reason.INSTANCE_IMMOVABLE, message, fix)
     if not strangers and not sharers:
         yield passed("disk-use", "Nobody else has its disks.")
+
+
+def _closed(
+    volumes: Iterable[domain_pb2.Volume], fix: Callable[[domain_pb2.Volume], str]
+) -> Iterator[Check]:
+    """What was not closed moves as it is: the next QEMU repairs it, there as here."""
+    unclean = [volume for volume in volumes if volume.unclean]
+    for volume in unclean:
+        later = "nobody repairs it, as it is only read"
+        if not volume.read_only:
+            later = "QEMU repairs it when the guest starts"
+        message = (
+            f"Disk {volume.volume_id} ({volume.path}) was not closed cleanly, as when its QEMU"
+            f" or its host crashed. It moves as it is, mark and all; {later}."
+        )
+        yield warned("disk-closed", message, fix(volume))
+    if not unclean:
+        yield passed("disk-closed", "No image of it says that it was not closed cleanly.")
 
 
 # --- target
@@ -282,56 +297,6 @@ def _network(machine: _Machine, facts: TargetFacts) -> Check:
     return passed("network", "Every libvirt network that it is attached to is active.")
 
 
-def _root(machine: _Machine, facts: TargetFacts) -> Check:
-    present = {root.name for root in facts.host.roots}
-    missing = sorted({place.root for place in placements(machine)} - present)
-    if missing:
-        names = ", ".join(repr(name) for name in missing)
-        message = f"There is no storage root {names}; there are {', '.join(sorted(present))}."
-        fix = "Configure it in [storage.roots], or map the volumes to another root."
-        return failed("root", Reason.TARGET_LACKS_ROOT, message, fix)
-    return passed("root", "Every storage root that its volumes lie in is here.")
-
-
-def _target_file(machine: _Machine, facts: TargetFacts) -> Check:
-    for volume_id, why in facts.misplaced.items():
-        message = f"Volume {volume_id} cannot be placed: {why}"
-        return failed("target-file", Reason.DISK_OUTSIDE_ROOTS, message, "Map it elsewhere.")
-    for volume_id, path in facts.occupied.items():
-        message = f"{path} is in the way of volume {volume_id}."
-        fix = f"Move {path} away, or map the volume to another name."
-        return failed("target-file", Reason.TARGET_FILE_EXISTS, message, fix)
-    return passed("target-file", "No file is in the way of its volumes.")
-
-
-def _space(machine: _Machine, facts: TargetFacts) -> Check:
-    """Data has to fit; that the disks may grow to full size is worth a warning."""
-    volumes = {volume.volume_id: volume for volume in machine.domain.volumes}
-    roots = {root.name: root for root in facts.host.roots}
-    data: dict[int, int] = {}
-    full: dict[int, int] = {}
-    for place in placements(machine):
-        volume, root = volumes.get(place.volume_id), roots.get(place.root)
-        if volume is None or root is None:
-            continue
-        grown = max(volume.size_bytes, volume.virtual_size_bytes)
-        data[root.device_id] = data.get(root.device_id, 0) + volume.allocated_bytes
-        full[root.device_id] = full.get(root.device_id, 0) + grown
-    tight = None
-    for root in roots.values():
-        free = root.available_bytes
-        if data.get(root.device_id, 0) > free:
-            need = _size(data[root.device_id])
-            message = f"Its volumes hold {need}; {_size(free)} are free in root {root.name}."
-            fix = f"Free {_size(data[root.device_id] - free)} in {root.path}."
-            return failed("space", Reason.TARGET_LACKS_SPACE, message, fix)
-        if full.get(root.device_id, 0) > free:
-            need = _size(full[root.device_id])
-            message = f"Its disks can grow to {need}; {_size(free)} are free in root {root.name}."
-            tight = warned("space", message, "Watch the space.")
-    return tight or passed("space", f"There is room for the {_size(sum(data.values()))} it holds.")
-
-
 def _time(machine: _Machine, facts: TargetFacts) -> Check:
     if facts.clock_synchronised is False:
         message = "The kernel says that this host's clock is not synchronised."
@@ -344,16 +309,10 @@ _NEED_LIBVIRT: tuple[Judge, ...] = (
     _uuid, _name, _mac, _virt_type, _machine_type, _cpu, _firmware, _tpm, _memory, _vcpus,
     _network, *NEEDS,
 )  # fmt: skip
-_ALWAYS: tuple[Judge, ...] = (_bridge, _root, _target_file, _space, _time)
+_ALWAYS: tuple[Judge, ...] = (_bridge, *STORAGE, _time)
 
 
 # --- words
-
-
-def _size(size_bytes: int) -> str:
-    if size_bytes >= _GIB:
-        return f"{size_bytes / _GIB:.1f} GiB"
-    return f"{size_bytes / _MIB:.1f} MiB"
 
 
 def _version(number: int) -> str:

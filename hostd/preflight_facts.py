@@ -11,6 +11,7 @@ import libvirt
 
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
+from hostd.disks.direct_io import direct_io_unit
 from hostd.disks.roots import StorageRoots
 from hostd.disks.users import find_users
 from hostd.inventory import HostSettings, collect_facts, network_devices
@@ -18,8 +19,9 @@ from hostd.libvirt.capabilities import capabilities, compare_cpu
 from hostd.libvirt.conn import LibvirtConnection
 from hostd.libvirt.domains import find, inspect, read_definition
 from hostd.libvirt.sharing import find_sharers
-from hostd.preflight import check_source, placements
+from hostd.preflight import check_source
 from hostd.preflight_model import Neighbour, Supplies, TargetFacts
+from hostd.preflight_storage import placements
 from hostd.supplies import gather_supplies
 from hostd.v1 import domain_pb2, preflight_pb2
 
@@ -78,6 +80,7 @@ def gather_target(
         misplaced=misplaced,
         clock_synchronised=clock_synchronised(),
         supplies=supplies,
+        direct_io_bytes=_direct_io(roots, machine),
     )
 
 
@@ -139,6 +142,23 @@ def _places(
         if os.path.lexists(path) and os.path.realpath(path) not in own:
             occupied[place.volume_id] = str(path)
     return occupied, misplaced
+
+
+def _direct_io(roots: StorageRoots, machine: preflight_pb2.IncomingMachine) -> dict[str, int]:
+    """Units of direct I/O where the disks would lie that their guest writes with it."""
+    needing = {v.volume_id for v in machine.domain.volumes if v.direct_io and not v.read_only}
+    units: dict[str, int] = {}
+    for place in placements(machine):
+        if place.volume_id not in needing:
+            continue
+        try:
+            path = roots.resolve(place.root, place.name)
+        except DroverError:
+            continue  # told by the checks of roots and files
+        unit = direct_io_unit(next(parent for parent in path.parents if parent.is_dir()))
+        if unit is not None:
+            units[place.volume_id] = unit
+    return units
 
 
 def _kept_places(

@@ -78,6 +78,8 @@ class TargetFacts:
         misplaced: volume_id -> why its place cannot be used.
         clock_synchronised: Whether the host's clock is; None when unknown.
         supplies: What the machine could take by number, size or name.
+        direct_io_bytes: volume_id -> unit of direct I/O where the volume would lie, for
+            those that need it; left out when unknown.
     """
 
     host: host_pb2.HostFacts
@@ -89,6 +91,7 @@ class TargetFacts:
     misplaced: Mapping[str, str] = field(default_factory=dict)
     clock_synchronised: bool | None = None
     supplies: Supplies = Supplies()
+    direct_io_bytes: Mapping[str, int] = field(default_factory=dict)
 
 
 def passed(check: str, message: str) -> Check:

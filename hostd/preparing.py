@@ -14,8 +14,9 @@ from diskmover import MoverError
 from hostd.config import HostdConfig
 from hostd.hypervisor import Hypervisor
 from hostd.incoming import IncomingFiles
-from hostd.preflight import placements, refuse_failures
+from hostd.preflight import refuse_failures
 from hostd.preflight_model import Neighbour
+from hostd.preflight_storage import placements
 from hostd.records import Records, SourcePhase, TargetPhase, TargetRecord
 from hostd.transfer import mover_error
 from hostd.v1 import fence_pb2, host_service_pb2, preflight_pb2

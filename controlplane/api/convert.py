@@ -108,6 +108,7 @@ def placement_to_proto(placement: Placement) -> migration_pb2.Placement:
     return migration_pb2.Placement(
         chosen_host=host_name(placement.chosen_host),
         estimated_bytes=placement.estimated_bytes,
+        warnings=placement.warnings,
         verdicts=[
             migration_pb2.HostVerdict(
                 host=host_name(verdict.host),

@@ -37,7 +37,7 @@ from controlplane.domain.model import (
 )
 from controlplane.domain.names import host_name, instance_name
 from controlplane.domain.placement import no_valid_host
-from controlplane.domain.preflight import failed_checks
+from controlplane.domain.preflight import failed_checks, warnings_of
 from controlplane.domain.states import PowerState
 from controlplane.scheduler.request import HostView, Neighbour, Request
 from controlplane.scheduler.schedule import schedule
@@ -114,8 +114,9 @@ async def plan_move(services: Services, wish: Wish) -> Plan:
         DroverError: Whatever stands in the way, as the API tells it.
     """
     instance, flavor, fleet = await services.database.run(lambda tx: _read(tx, wish, services))
-    domain = await _look_at_source(services, instance)
+    domain, warnings = await _look_at_source(services, instance)
     placement = _schedule(services, wish, instance, domain, flavor, fleet)
+    placement = msgspec.structs.replace(placement, warnings=tuple(warnings))
     data_addresses = {h.name: h.facts.data_address for h in fleet.hosts if h.facts}
     look = _Look(services, instance.host, _incoming(domain, flavor), data_addresses)
     placement = await _look_at_targets(look, placement)
@@ -175,8 +176,10 @@ def _neighbours(tx: Connection, instance: Instance) -> dict[str, tuple[Neighbour
     return found
 
 
-async def _look_at_source(services: Services, instance: Instance) -> domain_pb2.Domain:
-    """The machine as it is now, if it could leave its host now.
+async def _look_at_source(
+    services: Services, instance: Instance
+) -> tuple[domain_pb2.Domain, list[str]]:
+    """The machine as it is now, if it could leave its host now, and what to know of it.
 
     Raises:
         DroverError: INSTANCE_MISSING, INSTANCE_STATE, INSTANCE_IMMOVABLE, a
@@ -213,7 +216,7 @@ async def _look_at_source(services: Services, instance: Instance) -> domain_pb2.
     refusal_ = failed_checks(report, instance_name(instance.uid))
     if refusal_ is not None:
         raise refusal_
-    return domain
+    return domain, warnings_of(report, host_name(instance.host))
 
 
 def _schedule(
@@ -275,36 +278,44 @@ async def _look_at_targets(look: _Look, placement: Placement) -> Placement:
     for asked, host in enumerate(candidates):
         if asked >= LIVE_CHECKS:
             break
-        refusal = await _refusal_of(look, host)
-        if refusal is None:
-            return msgspec.structs.replace(placement, chosen_host=host)
-        placement = _refused(placement, host, refusal)
+        try:
+            warnings = (*placement.warnings, *await _look_at_target(look, host))
+            return msgspec.structs.replace(placement, chosen_host=host, warnings=warnings)
+        except Transient as unknown:
+            placement = _refused(placement, host, unknown.error)
+        except DroverError as refusal:
+            placement = _refused(placement, host, refusal)
     return msgspec.structs.replace(placement, chosen_host="")
 
 
-async def _refusal_of(look: _Look, host: str) -> DroverError | None:
-    """Why a host would not take the machine, or the source could not send it there."""
-    try:
-        report = await look.services.clients.call(
-            host,
-            lambda h: h.CheckTarget,
-            host_service_pb2.CheckTargetRequest(machine=look.machine),
-            timeout_seconds=_LOOK_SECONDS,
-        )
-        refusal = failed_checks(report, host_name(host))
-        if refusal is not None:
-            return refusal
-        report = await look.services.clients.call(
-            look.source,
-            lambda h: h.CheckReach,
-            host_service_pb2.CheckReachRequest(data_address=look.data_addresses[host]),
-            timeout_seconds=_LOOK_SECONDS,
-        )
-    except Transient as unknown:
-        return unknown.error
-    except DroverError as error:
-        return error
-    return failed_checks(report, host_name(host))
+async def _look_at_target(look: _Look, host: str) -> list[str]:
+    """What to know of a host that would take the machine and that the source can send to.
+
+    Raises:
+        DroverError: It would not take it, or cannot be sent to.
+        Transient: It did not answer.
+    """
+    living = await look.services.clients.call(
+        host,
+        lambda h: h.CheckTarget,
+        host_service_pb2.CheckTargetRequest(machine=look.machine),
+        timeout_seconds=_LOOK_SECONDS,
+    )
+    _raise_failed(living, host)
+    reach = await look.services.clients.call(
+        look.source,
+        lambda h: h.CheckReach,
+        host_service_pb2.CheckReachRequest(data_address=look.data_addresses[host]),
+        timeout_seconds=_LOOK_SECONDS,
+    )
+    _raise_failed(reach, host)
+    return warnings_of(living, host_name(host))
+
+
+def _raise_failed(report: preflight_pb2.PreflightReport, host: str) -> None:
+    refusal = failed_checks(report, host_name(host))
+    if refusal is not None:
+        raise refusal
 
 
 def _refused(placement: Placement, host: str, refusal: DroverError) -> Placement:

@@ -7,7 +7,7 @@ from controlplane.cli.output import enum_word
 from controlplane.cli.units import format_bytes, format_seconds, format_time
 from controlplane.common.errors import DroverError
 from controlplane.v1.migration_pb2 import HostVerdict, Migration, Placement
-from hostd.v1.job_pb2 import CopyProgress
+from hostd.v1.job_pb2 import CopyProgress, VolumeReceipt
 
 State = Migration.State
 
@@ -119,6 +119,11 @@ def why_chosen(placement: Placement) -> str:
     return f"Target {short(placement.chosen_host)}{why}{'' if why.endswith('.') else '.'}{size}"
 
 
+def warning_line(warning: str) -> str:
+    """What a person should know of a move, as a line of its own."""
+    return f"Warning: {warning}"
+
+
 def verdict_row(verdict: HostVerdict, chosen: str) -> tuple[str, str, str, str]:
     """Cells of the verdict table: host, verdict, weight, why."""
     if not verdict.fits:
@@ -166,6 +171,19 @@ def summary(move: Migration) -> str:
             )
         case _:
             return f"The move of {name} is {state_word(move.state)}: {doing(move)}."
+
+
+def receipt_words(receipt: VolumeReceipt) -> str:
+    """What was placed of a volume, one line."""
+    allocated = (
+        f"{format_bytes(receipt.allocated_bytes)} allocated, "
+        if receipt.HasField("allocated_bytes")
+        else ""
+    )
+    return (
+        f"{receipt.volume_id}: {format_bytes(receipt.size_bytes)}, {allocated}"
+        f"{format_bytes(receipt.wire_bytes)} sent, digest {receipt.digest[:16]}..."
+    )
 
 
 def downtime_words(move: Migration) -> str:

@@ -128,6 +128,7 @@ def migrate(
     ident = short(move.name)
     watch.say(f"Move {ident} of {move.instance_display_name}, from {short(move.source_host)}.")
     print_verdicts(move.placement, err=True)
+    _print_warnings(move.placement, err=True)
     if not wait:
         _print_created(move, output)
         return
@@ -203,6 +204,7 @@ def _print_plan(move: Migration, output: Format) -> None:
         print_data(to_plain(move), output)
         return
     print_verdicts(move.placement, err=False)
+    _print_warnings(move.placement, err=False)
     watch.say(f"Dry run: nothing was changed. {move.instance_display_name} can move.")
 
 
@@ -214,3 +216,8 @@ def print_verdicts(placement: Placement, *, err: bool) -> None:
     why = describe.why_chosen(placement)
     if why:
         click.echo(visible(why), err=err)
+
+
+def _print_warnings(placement: Placement, *, err: bool) -> None:
+    for warning in placement.warnings:
+        click.echo(visible(describe.warning_line(warning)), err=err)

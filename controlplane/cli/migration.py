@@ -97,11 +97,7 @@ def show_migration(session: Session, move: str, output: Format) -> None:
 
 
 def _details(move: Migration) -> list[tuple[str, str]]:
-    receipts = "\n".join(
-        f"{r.volume_id}: {format_bytes(r.size_bytes)}, {format_bytes(r.wire_bytes)} sent, "
-        f"digest {r.digest[:16]}..."
-        for r in move.receipts
-    )
+    receipts = "\n".join(describe.receipt_words(r) for r in move.receipts)
     limit = move.options.bandwidth_limit_bytes_per_second
     return [
         ("Move", short(move.name)),
@@ -115,6 +111,7 @@ def _details(move: Migration) -> list[tuple[str, str]]:
         ("Volumes", receipts),
         ("Downtime", describe.downtime_words(move)),
         ("Trouble", describe.trouble(move)),
+        ("Warnings", "\n".join(move.placement.warnings)),
         ("Cancel", "asked for" if move.cancel_requested else ""),
         (
             "Confirms itself",

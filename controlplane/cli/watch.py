@@ -103,6 +103,8 @@ def follow(
 ) -> Migration:
     """Show a move until it is where the caller wants it or can get no further.
 
+    Warnings that `move` does not have yet are shown as they come.
+
     Args:
         session: Where the server is.
         move: The move as it was when last seen.
@@ -117,10 +119,15 @@ def follow(
         CliError: The server refuses, or the user pressed Ctrl-C (exit code 130).
     """
     last = move
+    warned = set(move.placement.warnings)
     try:
         with reporter or make_reporter() as shown:
             for change in changes(session, move.name, until_final=until_final, note=shown.note):
                 last = change
+                for warning in change.placement.warnings:
+                    if warning not in warned:
+                        shown.note(describe.warning_line(warning))
+                warned.update(change.placement.warnings)
                 shown.update(change)
                 if reached(change) or change.state in describe.ENDED:
                     break

@@ -141,6 +141,9 @@ class Reason(Enum):
 
     # --- what a target lacks
     TARGET_LACKS_SPACE = _state("Free space in the storage root, or choose another host.")
+    TARGET_LACKS_SMALL_BLOCKS = _state(
+        "Make the raw disk a multiple of the target's blocks, or choose another host."
+    )
     TARGET_LACKS_MEMORY = _state("Move something away, or choose another host.")
     TARGET_LACKS_CPUS = _state("Choose a host with at least as many CPUs.")
     TARGET_LACKS_BRIDGE = _state("Create the bridge on the target.")

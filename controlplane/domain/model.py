@@ -95,11 +95,13 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
         chosen_host: Bare name; empty when none fits.
         verdicts: Every host, best first, refused ones last.
         estimated_bytes: What has to be read and sent, before compression.
+        warnings: What a person should know though the machine can move.
     """
 
     chosen_host: str = ""
     verdicts: tuple[Verdict, ...] = ()
     estimated_bytes: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from controlplane.common.reasons import Reason
 from hostd.v1 import preflight_pb2
 
 _FAIL = preflight_pb2.PreflightCheck.OUTCOME_FAIL
+_WARN = preflight_pb2.PreflightCheck.OUTCOME_WARN
 
 
 def failed_checks(report: preflight_pb2.PreflightReport, subject: str) -> DroverError | None:
@@ -31,6 +32,11 @@ def failed_checks(report: preflight_pb2.PreflightReport, subject: str) -> Drover
         metadata={"check": first.check, "failed": ",".join(check.check for check in failed)},
         violations=[Violation(subject, _sentence(check), check.reason) for check in failed],
     )
+
+
+def warnings_of(report: preflight_pb2.PreflightReport, subject: str) -> list[str]:
+    """What a person should know though nothing forbids the move, as "hosts/b: ..."."""
+    return [f"{subject}: {_sentence(check)}" for check in report.checks if check.outcome == _WARN]
 
 
 def _sentence(check: preflight_pb2.PreflightCheck) -> str:

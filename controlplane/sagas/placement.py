@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from controlplane.common.errors import DroverError
 from controlplane.domain.names import host_name
 from controlplane.v1 import migration_pb2
@@ -26,6 +28,16 @@ def refuse_host(
     ranked = [migration_pb2.HostVerdict.FromString(v.SerializeToString()) for v in kept + refused]
     del after.verdicts[:]
     after.verdicts.extend(ranked)
+    return after
+
+
+def with_warnings(
+    placement: migration_pb2.Placement, warnings: Iterable[str]
+) -> migration_pb2.Placement:
+    """A copy of the placement with these warnings, each once and in this order, and no others."""
+    after = migration_pb2.Placement()
+    after.CopyFrom(placement)
+    after.warnings[:] = dict.fromkeys(warnings)
     return after
 
 

@@ -6,6 +6,8 @@ from sqlalchemy import Connection
 
 from controlplane.common.errors import DroverError
 from controlplane.common.reasons import Reason
+from controlplane.domain.names import host_name
+from controlplane.domain.preflight import warnings_of
 from controlplane.domain.states import (
     PowerState,
     ShutdownMode,
@@ -13,6 +15,7 @@ from controlplane.domain.states import (
 from controlplane.saga.definition import StepContext, Wait
 from controlplane.sagas.common import Move
 from controlplane.sagas.payloads import Parked, ParkedVolume, Stopped
+from controlplane.sagas.placement import with_warnings
 from controlplane.store import migrations
 from controlplane.store.types import utc_now
 from hostd.v1 import domain_pb2
@@ -71,6 +74,8 @@ async def park(ctx: StepContext) -> Parked:
         lambda h: h.EnsureParked, hostd.EnsureParkedRequest(fence=move.fence)
     )
     await move.note_absence(move.row.source_host)
+    warnings = warnings_of(answer.report, host_name(move.row.source_host))
+    await ctx.transaction(lambda tx: note_warnings(tx, move.row.id, warnings))
     return Parked(
         volumes=[
             ParkedVolume(
@@ -88,6 +93,14 @@ async def park(ctx: StepContext) -> Parked:
             for v in answer.volumes
         ]
     )
+
+
+def note_warnings(tx: Connection, migration_id: str, warnings: list[str]) -> None:
+    """Add to what a person should know of the move."""
+    placement = migrations.get(tx, migration_id).placement
+    after = with_warnings(placement, [*placement.warnings, *warnings])
+    if after != placement:
+        migrations.update(tx, migration_id, placement=after)
 
 
 async def unpark(ctx: StepContext) -> None:

@@ -11,11 +11,11 @@ from controlplane.domain import rules
 from controlplane.domain.capacity import limits_of, needed_bytes
 from controlplane.domain.model import Instance, Migration, Size
 from controlplane.domain.names import host_name, instance_name
-from controlplane.domain.preflight import failed_checks
+from controlplane.domain.preflight import failed_checks, warnings_of
 from controlplane.saga.definition import StepContext, Wait
 from controlplane.sagas.common import Move, gone
 from controlplane.sagas.payloads import Prepared
-from controlplane.sagas.placement import next_candidate, refuse_host
+from controlplane.sagas.placement import next_candidate, refuse_host, with_warnings
 from controlplane.sagas.resources import MoveResources
 from controlplane.store import claims, hosts, instances, migrations
 from controlplane.store.types import utc_now
@@ -47,7 +47,17 @@ async def prepare_target(ctx: StepContext) -> Prepared | Wait:
         if error.reason is Reason.STALE_GENERATION:
             raise
         return await go_to_next_host(move, error)
-    await ctx.transaction(lambda tx: leave_disk_to_the_host(tx, move.row))
+    warnings = [
+        *warnings_of(leaving, host_name(move.row.source_host)),
+        *warnings_of(prepared.report, host_name(move.row.target_host)),
+    ]
+    placement = with_warnings(move.row.placement, warnings)
+
+    def note(tx: Connection) -> None:
+        leave_disk_to_the_host(tx, move.row)
+        migrations.update(tx, move.row.id, placement=placement)
+
+    await ctx.transaction(note)
     return Prepared(data_identity=prepared.data_identity)
 
 

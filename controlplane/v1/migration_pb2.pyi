@@ -403,6 +403,7 @@ class Placement(_message.Message):
     CHOSEN_HOST_FIELD_NUMBER: _builtins.int
     VERDICTS_FIELD_NUMBER: _builtins.int
     ESTIMATED_BYTES_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
     chosen_host: _builtins.str
     """Host that was chosen, "hosts/{host}"; empty when none could be."""
     estimated_bytes: _builtins.int
@@ -413,16 +414,24 @@ class Placement(_message.Message):
         lists of moves, and in a watch when they are those sent before.
         """
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What a person should know though the machine can move, a sentence or two
+        each, as "hosts/b: Its disks can grow to ...": of the source and the chosen
+        host as they were looked at last, and of the disks as they were parked.
+        """
+
     def __init__(
         self,
         *,
         chosen_host: _builtins.str = ...,
         verdicts: _abc.Iterable[Global___HostVerdict] | None = ...,
         estimated_bytes: _builtins.int = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen_host", b"chosen_host", "estimated_bytes", b"estimated_bytes", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen_host", b"chosen_host", "estimated_bytes", b"estimated_bytes", "verdicts", b"verdicts", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,6 +51,8 @@ pub enum Op {
     SyncDir,
     /// A chunk of it lies in memory, hashed and packed, on its way out.
     Pack,
+    /// The bitmap of that.
+    Mark,
     /// A chunk for it lies in memory, as it arrived.
     Arrive,
 }

@@ -266,7 +266,7 @@ impl Keeper<'_> {
         let mut header = Header::new(Kind::Opened, volume as u16);
         header.payload_len = payload.len() as u32;
         header.offset = data;
-        header.logical_len = base;
+        header.logical_len = published.as_ref().map_or(base, Receipt::allocated_word);
         let _ = order.link.send(&header, &[&payload]);
     }
 

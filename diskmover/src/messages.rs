@@ -164,9 +164,25 @@ pub struct Receipt {
     pub mode: CopyMode,
     /// Where zeros stand for what could not be read: then the copy is DEGRADED.
     pub unreadable: Unreadable,
+    /// Bytes that the file system has allocated for it; None for a device. A finding,
+    /// no part of the proof: it travels in the header, see [`Receipt::allocated_word`].
+    pub allocated: Option<u64>,
 }
 
 impl Receipt {
+    /// What the header of a frame with this receipt has as its length.
+    pub fn allocated_word(&self) -> u64 {
+        self.allocated.unwrap_or(u64::MAX)
+    }
+
+    /// The same receipt, with what its frame's header has as its length.
+    pub fn with_allocated_word(self, word: u64) -> Receipt {
+        Receipt {
+            allocated: (word != u64::MAX).then_some(word),
+            ..self
+        }
+    }
+
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
@@ -196,6 +212,7 @@ impl Receipt {
             root,
             mode,
             unreadable: Unreadable::decode(bytes, size)?,
+            allocated: None,
         })
     }
 }
@@ -314,7 +331,16 @@ mod tests {
             root: [5; 32],
             mode: CopyMode::GuestVisible,
             unreadable: Unreadable::default(),
+            allocated: None,
         };
+        for allocated in [None, Some(0), Some(4096)] {
+            let told = Receipt {
+                allocated,
+                ..receipt.clone()
+            };
+            let heard = receipt.clone().with_allocated_word(told.allocated_word());
+            assert_eq!(heard, told);
+        }
         let mut unknown = receipt.encode();
         unknown[56] = 2;
         assert_eq!(Receipt::decode(&unknown), None, "a mode that is not known");

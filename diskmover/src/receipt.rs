@@ -165,10 +165,20 @@ pub fn read(names: &Names) -> Result<Option<Published>> {
 
 /// The receipt, if the file under the final name is the one that it is about.
 pub fn published(names: &Names) -> Result<Option<Published>> {
-    let Some(published) = read(names)? else {
+    let Some(mut published) = read(names)? else {
         return Ok(None);
     };
-    Ok((file_id(names, &names.base)? == Some(published.id)).then_some(published))
+    if file_id(names, &names.base)? != Some(published.id) {
+        return Ok(None);
+    }
+    let stat = rustix::fs::statat(&names.dir, &names.base, AtFlags::SYMLINK_NOFOLLOW);
+    published.receipt.allocated = stat.ok().map(|stat| allocated(&stat));
+    Ok(Some(published))
+}
+
+/// Bytes that the file system has allocated for a file that is like this.
+pub fn allocated(stat: &Stat) -> u64 {
+    (stat.st_blocks as u64).saturating_mul(512)
 }
 
 fn parse(text: &str) -> Option<Published> {
@@ -209,6 +219,7 @@ fn parse(text: &str) -> Option<Published> {
             root,
             mode,
             unreadable,
+            allocated: None,
         },
         id: FileId { inode, born_ns },
         stamp,
@@ -250,6 +261,7 @@ mod tests {
             root: [7; 32],
             mode: CopyMode::GuestVisible,
             unreadable: Unreadable::default(),
+            allocated: None,
         };
         let id = file_id(&names, &names.part).unwrap().unwrap();
         let stamp = file_stamp(&names, &names.part).unwrap();
@@ -257,6 +269,11 @@ mod tests {
         assert_eq!(published(&names).unwrap(), None, "nothing stands there yet");
         std::fs::rename(dir.path().join(&names.part), &path).unwrap();
         let found = published(&names).unwrap().unwrap();
+        assert!(found.receipt.allocated.is_some(), "a file has blocks");
+        let receipt = Receipt {
+            allocated: found.receipt.allocated,
+            ..receipt
+        };
         let expected = Published { receipt, id, stamp };
         assert_eq!(found, expected);
         let now = || file_stamp(&names, "disk").unwrap();
@@ -299,6 +316,7 @@ mod tests {
             root: [7; 32],
             mode: CopyMode::GuestVisible,
             unreadable: Unreadable::default(),
+            allocated: None,
         };
         write(&names, &receipt, id, Some(5)).unwrap();
         let path = dir.path().join(&names.receipt);
@@ -327,9 +345,11 @@ mod tests {
             root: [7; 32],
             mode: CopyMode::Verbatim,
             unreadable: Unreadable::of(many, size).unwrap(),
+            allocated: None,
         };
         write(&names, &receipt, id, None).unwrap();
-        assert_eq!(published(&names).unwrap().unwrap().receipt, receipt);
+        let found = read(&names).unwrap().unwrap();
+        assert_eq!(found.receipt, receipt);
         let text = std::fs::read_to_string(dir.path().join(&names.receipt)).unwrap();
         assert!(
             text.starts_with("diskmover receipt 2\n"),

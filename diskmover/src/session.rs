@@ -335,6 +335,7 @@ impl Session {
             let payload = receipt.encode();
             let mut header = Header::new(Kind::Receipt, index as u16);
             header.payload_len = payload.len() as u32;
+            header.logical_len = receipt.allocated_word();
             let _ = link.send(&header, &[&payload]);
         }
     }

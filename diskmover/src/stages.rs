@@ -141,7 +141,7 @@ fn pack_one(
         #[cfg(test)]
         let mut payload = payload;
         #[cfg(test)]
-        spoil(&mut payload, volume, chunk);
+        spoil(Op::Pack, &mut payload, volume, chunk);
         let mut header = framed(Kind::Hashes);
         header.payload_len = payload.len() as u32;
         header.sign(&shared.keys.frame, &hash);
@@ -172,7 +172,14 @@ fn pack_one(
     header.payload_len = (front.len() + body) as u32;
     header.sign(&shared.keys.frame, &hash);
     #[cfg(test)]
-    spoil(&mut buffer[..body], volume, chunk);
+    spoil(Op::Pack, &mut buffer[..body], volume, chunk);
+    #[cfg(test)]
+    spoil(
+        Op::Mark,
+        front.last_chunk_mut::<32>().unwrap(),
+        volume,
+        chunk,
+    );
     Some(Parcel::Data(header, front, buffer, body))
 }
 
@@ -187,9 +194,9 @@ fn too_little_heard(shared: &Shared, volume: &feed::Volume) -> MoverError {
 
 /// Lets memory fail, if a test wants it.
 #[cfg(test)]
-fn spoil(bytes: &mut [u8], volume: &feed::Volume, chunk: u64) {
+fn spoil(op: Op, bytes: &mut [u8], volume: &feed::Volume, chunk: u64) {
     let path = volume.source.shown();
-    faults::in_memory(path.as_ref(), Op::Pack, chunk * digest::CHUNK, bytes);
+    faults::in_memory(path.as_ref(), op, chunk * digest::CHUNK, bytes);
 }
 
 /// Puts something into a queue, unless the copy ends meanwhile.

@@ -140,17 +140,18 @@ fn open_and_run(shared: &Shared, link: &Link) -> Ended {
     result
 }
 
-/// A receipt, if it is for this volume.
-fn read_receipt(volume: &Volume, payload: &[u8]) -> Result<Receipt, MoverError> {
+/// The receipt of a frame, if it is for this volume.
+fn read_receipt(volume: &Volume, header: &Header, payload: &[u8]) -> Result<Receipt, MoverError> {
     let about = |receipt: &Receipt| {
         (&receipt.volume, receipt.size) == (&volume.id, volume.size())
             && receipt.mode == volume.source.mode()
             && receipt.data <= receipt.size
     };
-    Receipt::decode(payload).filter(about).ok_or_else(|| {
+    let receipt = Receipt::decode(payload).filter(about).ok_or_else(|| {
         let text = "the receiver's receipt is not for this volume";
         MoverError::new(Code::Protocol, text).in_volume(&volume.id)
-    })
+    })?;
+    Ok(receipt.with_allocated_word(header.logical_len))
 }
 
 /// The receiver's error.

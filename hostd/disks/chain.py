@@ -46,6 +46,8 @@ class DiskTop:
         path: The file.
         format: As given; empty when not given.
         read_only: As given.
+        direct_io: QEMU is to go past the page cache.
+        logical_block_bytes: As given; 0 when not given.
     """
 
     volume_id: str
@@ -53,6 +55,8 @@ class DiskTop:
     path: Path
     format: str
     read_only: bool = False
+    direct_io: bool = False
+    logical_block_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class ChainLink:
         virtual_size_bytes: What the guest sees.
         read_only: Whether the guest may not write.
         backing_volume_id: The link below; empty at the end.
+        unclean: It says that it was not closed cleanly.
+        direct_io: QEMU is to go past the page cache.
+        logical_block_bytes: A block as the guest is told; 0 for QEMU's default.
     """
 
     volume_id: str
@@ -84,6 +91,9 @@ class ChainLink:
     virtual_size_bytes: int = 0
     read_only: bool = False
     backing_volume_id: str = ""
+    unclean: bool = False
+    direct_io: bool = False
+    logical_block_bytes: int = 0
 
     def to_volume(self) -> domain_pb2.Volume:
         """As hosts tell each other."""
@@ -99,6 +109,9 @@ class ChainLink:
             virtual_size_bytes=self.virtual_size_bytes,
             backing_volume_id=self.backing_volume_id,
             read_only=self.read_only,
+            unclean=self.unclean,
+            direct_io=self.direct_io,
+            logical_block_bytes=self.logical_block_bytes,
         )
 
 
@@ -126,9 +139,12 @@ def read_chain(top: DiskTop, roots: StorageRoots) -> Chain:
     path, format_, volume_id, kind = top.path, top.format, top.volume_id, top.kind
     while True:
         read_only = top.read_only or kind == domain_pb2.VOLUME_KIND_BACKING
-        link, below, problem = _read_link(
-            ChainLink(volume_id, kind, path, "", "", format_, read_only=read_only), roots, seen
-        )
+        bare = ChainLink(volume_id, kind, path, "", "", format_, read_only=read_only)
+        if not links:
+            bare = replace(
+                bare, direct_io=top.direct_io, logical_block_bytes=top.logical_block_bytes
+            )
+        link, below, problem = _read_link(bare, roots, seen)
         if problem is None and below is not None and len(links) + 1 >= MAX_DEPTH:
             problem = _immovable(f"{_what(link)} has more than {MAX_DEPTH} files in its chain.")
         if problem is not None or below is None:
@@ -190,7 +206,7 @@ def _read_open(
     except Qcow2Error as error:
         message = f"{_what(link)} is given as qcow2, but {error}."
         return link, None, Obstacle(Reason.DISK_CORRUPT, message)
-    link = replace(link, virtual_size_bytes=header.virtual_size_bytes)
+    link = replace(link, virtual_size_bytes=header.virtual_size_bytes, unclean=header.dirty)
     below, problem = _below(link, header)
     return link, below, problem
 

@@ -46,6 +46,7 @@ _HOST_FILES = (
 )
 _HOST_INTERFACES = ("hostdev", "vhostuser", "vdpa", "internal", "client", "server", "mcast", "udp")
 _HOST_CHARACTER_DEVICES = ("dev", "pipe")
+_PAST_THE_PAGE_CACHE = ("none", "directsync")
 _VOLUME_ID = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
@@ -78,6 +79,8 @@ class Disk:
         read_only: As given, and always for a CD-ROM.
         shareable: Other machines may write to it at the same time.
         secret: UUID or usage of the libvirt secret it needs; empty without.
+        direct_io: QEMU is to go past the page cache.
+        logical_block_bytes: A block as the guest is told; 0 when not given.
     """
 
     target: str
@@ -87,6 +90,8 @@ class Disk:
     read_only: bool
     shareable: bool
     secret: str
+    direct_io: bool
+    logical_block_bytes: int
 
     @property
     def kind(self) -> domain_pb2.VolumeKind.ValueType:
@@ -210,6 +215,8 @@ def _disks(root: etree._Element) -> Iterator[Disk]:
             read_only=element.find("readonly") is not None or device == "cdrom",
             shareable=element.find("shareable") is not None,
             secret=attribute(secret, "uuid") or attribute(secret, "usage"),
+            direct_io=attribute(element.find("driver"), "cache") in _PAST_THE_PAGE_CACHE,
+            logical_block_bytes=_number(attribute(element.find("blockio"), "logical_block_size")),
         )
 
 

@@ -171,7 +171,15 @@ def _chain(dom: libvirt.virDomain, disk: Disk, roots: StorageRoots) -> Chain:
     if path is None:
         obstacles = (Obstacle(Reason.INSTANCE_IMMOVABLE, problem),) if problem else ()
         return Chain((), obstacles)
-    top = DiskTop(disk.target, disk.kind, path, disk.format, disk.read_only)
+    top = DiskTop(
+        volume_id=disk.target,
+        kind=disk.kind,
+        path=path,
+        format=disk.format,
+        read_only=disk.read_only,
+        direct_io=disk.direct_io,
+        logical_block_bytes=disk.logical_block_bytes,
+    )
     return read_chain(top, roots)
 
 

@@ -122,6 +122,9 @@ class Volume(_message.Message):
     VIRTUAL_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     BACKING_VOLUME_ID_FIELD_NUMBER: _builtins.int
     READ_ONLY_FIELD_NUMBER: _builtins.int
+    UNCLEAN_FIELD_NUMBER: _builtins.int
+    DIRECT_IO_FIELD_NUMBER: _builtins.int
+    LOGICAL_BLOCK_BYTES_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     """Identifier within the domain: the target device ("vda"), or
     "vda.backing1" for its first backing file, or "baggage". Always present.
@@ -150,6 +153,18 @@ class Volume(_message.Message):
     """volume_id of the backing file directly below this one; empty at the end."""
     read_only: _builtins.bool
     """True when the domain attaches it read-only."""
+    unclean: _builtins.bool
+    """True when the image itself says that it was not closed cleanly (the dirty
+    bit of qcow2), which is as it should be while its guest runs.
+    """
+    direct_io: _builtins.bool
+    """True when its QEMU is to go past the page cache (<driver cache='none'> or
+    'directsync').
+    """
+    logical_block_bytes: _builtins.int
+    """Bytes of a block as the guest is told (<blockio logical_block_size>); 0 when
+    the definition leaves it to QEMU, which says 512.
+    """
     def __init__(
         self,
         *,
@@ -164,10 +179,13 @@ class Volume(_message.Message):
         virtual_size_bytes: _builtins.int = ...,
         backing_volume_id: _builtins.str = ...,
         read_only: _builtins.bool = ...,
+        unclean: _builtins.bool = ...,
+        direct_io: _builtins.bool = ...,
+        logical_block_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_bytes", b"allocated_bytes", "backing_volume_id", b"backing_volume_id", "format", b"format", "kind", b"kind", "name", b"name", "path", b"path", "read_only", b"read_only", "root", b"root", "size_bytes", b"size_bytes", "virtual_size_bytes", b"virtual_size_bytes", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_bytes", b"allocated_bytes", "backing_volume_id", b"backing_volume_id", "direct_io", b"direct_io", "format", b"format", "kind", b"kind", "logical_block_bytes", b"logical_block_bytes", "name", b"name", "path", b"path", "read_only", b"read_only", "root", b"root", "size_bytes", b"size_bytes", "unclean", b"unclean", "virtual_size_bytes", b"virtual_size_bytes", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

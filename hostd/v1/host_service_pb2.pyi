@@ -381,6 +381,7 @@ class EnsureParkedResponse(_message.Message):
 
     VOLUMES_FIELD_NUMBER: _builtins.int
     MANIFEST_PATH_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     manifest_path: _builtins.str
     """Path of the manifest."""
     @_builtins.property
@@ -389,15 +390,22 @@ class EnsureParkedResponse(_message.Message):
         files; root and name are those of before parking.
         """
 
+    @_builtins.property
+    def report(self) -> _preflight_pb2.PreflightReport:
+        """What a person should know of the volumes as they were found: checks that
+        only warn.
+        """
+
     def __init__(
         self,
         *,
         volumes: _abc.Iterable[_domain_pb2.Volume] | None = ...,
         manifest_path: _builtins.str = ...,
+        report: _preflight_pb2.PreflightReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest_path", b"manifest_path", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["manifest_path", b"manifest_path", "report", b"report", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

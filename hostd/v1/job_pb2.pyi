@@ -14,10 +14,10 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 11):
-    from typing import TypeAlias as _TypeAlias, Never as _Never
+if sys.version_info >= (3, 10):
+    from typing import TypeAlias as _TypeAlias
 else:
-    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
+    from typing_extensions import TypeAlias as _TypeAlias
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -217,6 +217,7 @@ class VolumeReceipt(_message.Message):
     WIRE_BYTES_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
+    ALLOCATED_BYTES_FIELD_NUMBER: _builtins.int
     volume_id: _builtins.str
     """The volume, by its id."""
     size_bytes: _builtins.int
@@ -235,6 +236,10 @@ class VolumeReceipt(_message.Message):
     """Copying mode: "verbatim", the bytes of the file or device as they are, or
     "guest-visible", the disk as its guest sees it, whatever was made of it.
     """
+    allocated_bytes: _builtins.int
+    """Bytes that the target's file system had allocated for it when it was placed,
+    as the target says; absent for a block device.
+    """
     def __init__(
         self,
         *,
@@ -245,11 +250,14 @@ class VolumeReceipt(_message.Message):
         wire_bytes: _builtins.int = ...,
         digest: _builtins.str = ...,
         mode: _builtins.str = ...,
+        allocated_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allocated_bytes", b"_allocated_bytes", "allocated_bytes", b"allocated_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_bytes", b"data_bytes", "digest", b"digest", "mode", b"mode", "size_bytes", b"size_bytes", "volume_id", b"volume_id", "wire_bytes", b"wire_bytes", "zero_bytes", b"zero_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allocated_bytes", b"_allocated_bytes", "allocated_bytes", b"allocated_bytes", "data_bytes", b"data_bytes", "digest", b"digest", "mode", b"mode", "size_bytes", b"size_bytes", "volume_id", b"volume_id", "wire_bytes", b"wire_bytes", "zero_bytes", b"zero_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__allocated_bytes: _TypeAlias = _typing.Literal["allocated_bytes"]  # noqa: Y015
+    _WhichOneofArgType__allocated_bytes: _TypeAlias = _typing.Literal["_allocated_bytes", b"_allocated_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allocated_bytes) -> _WhichOneofReturnType__allocated_bytes | None: ...
 
 Global___VolumeReceipt: _TypeAlias = VolumeReceipt  # noqa: Y015

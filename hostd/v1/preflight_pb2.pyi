@@ -61,7 +61,8 @@ class PreflightCheck(_message.Message):
     check: _builtins.str
     """Stable name of the check: "space", "bridge", "machine-type", "cpu",
     "firmware", "tpm", "root", "name", "uuid", "mac", "virt-type", "libvirt",
-    "time", "data-port", "target-file". Always present.
+    "time", "data-port", "target-file", "state", "disk", "disk-use",
+    "disk-closed", "direct-io". Always present.
     """
     outcome: Global___PreflightCheck.Outcome.ValueType
     """What came of it."""

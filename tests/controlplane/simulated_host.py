@@ -21,6 +21,9 @@ from hostd.v1 import domain_pb2, host_pb2, host_service_pb2, preflight_pb2
 from hostd.v1.host_service_pb2_grpc import HostServiceServicer, add_HostServiceServicer_to_server
 from tests.controlplane.machines import make_facts
 
+_WARN = preflight_pb2.PreflightCheck.OUTCOME_WARN
+_FAIL = preflight_pb2.PreflightCheck.OUTCOME_FAIL
+
 
 class SimulatedHost(HostServiceServicer):
     """What it reports can be changed at any time."""
@@ -30,7 +33,7 @@ class SimulatedHost(HostServiceServicer):
         self.address = f"unix:{socket}"
         self.facts = make_facts(name)
         self.domains: dict[str, domain_pb2.Domain] = {}
-        self.failing_checks: list[preflight_pb2.PreflightCheck] = []
+        self.checks: list[preflight_pb2.PreflightCheck] = []
         self.out_of_reach: set[str] = set()
         self.refusal: DroverError | None = None
         self.delay_seconds = 0.0
@@ -42,12 +45,21 @@ class SimulatedHost(HostServiceServicer):
 
     def fail_check(self, reason: Reason, message: str) -> None:
         """Fail every preflight from now on."""
-        self.failing_checks.append(
+        self._tell(_FAIL, message, reason=reason.name)
+
+    def warn(self, message: str) -> None:
+        """Warn in every preflight from now on."""
+        self._tell(_WARN, message)
+
+    def _tell(
+        self,
+        outcome: preflight_pb2.PreflightCheck.Outcome.ValueType,
+        message: str,
+        reason: str = "",
+    ) -> None:
+        self.checks.append(
             preflight_pb2.PreflightCheck(
-                check="test",
-                outcome=preflight_pb2.PreflightCheck.OUTCOME_FAIL,
-                reason=reason.name,
-                message=message,
+                check="test", outcome=outcome, reason=reason, message=message
             )
         )
 
@@ -67,13 +79,13 @@ class SimulatedHost(HostServiceServicer):
         self, request: Any, context: Any
     ) -> preflight_pb2.PreflightReport:
         await self._answer("CheckSource")
-        return preflight_pb2.PreflightReport(checks=self.failing_checks)
+        return preflight_pb2.PreflightReport(checks=self.checks)
 
     async def CheckTarget(  # noqa: N802
         self, request: Any, context: Any
     ) -> preflight_pb2.PreflightReport:
         await self._answer("CheckTarget")
-        return preflight_pb2.PreflightReport(checks=self.failing_checks)
+        return preflight_pb2.PreflightReport(checks=self.checks)
 
     async def CheckReach(  # noqa: N802
         self, request: Any, context: Any

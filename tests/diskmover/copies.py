@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,37 @@ class Copies:
         """Copy a source to a target; the receipt."""
         return finish(self.start(source, target, size_bytes=size_bytes, tag=tag, **placing))
 
+    def copy_all(self, sources: Mapping[str, Path], root: Path) -> list[Receipt]:
+        """Copy files to files of these names beneath a directory, in one session."""
+        tag, key = f"t{next(self._numbers)}", secrets.token_bytes(32)
+        incoming = [
+            IncomingVolume(name, root, name, source.stat().st_size)
+            for name, source in sources.items()
+        ]
+        session = f"session of {tag}"
+        self.receiver.open_session(session, key, sender=uri_of("source"), volumes=incoming, tag=tag)
+        push = Push(
+            to=self.receiver.address,
+            receiver=uri_of("target"),
+            tls=self.tls,
+            session_id=session,
+            key=key,
+            tag=tag,
+            volumes=[OutgoingVolume(name, source) for name, source in sources.items()],
+        )
+        return finish_all(push)
 
-def finish(push: Push) -> Receipt:
-    """Wait for the end of a copy of one volume; the receipt."""
+
+def finish_all(push: Push) -> list[Receipt]:
+    """Wait for the end of a copy; the receipts."""
     try:
         receipts = push.wait(_PATIENCE_SECONDS)
     finally:
         push.cancel()
     assert receipts is not None, push.progress()
-    return receipts[0]
+    return receipts
+
+
+def finish(push: Push) -> Receipt:
+    """Wait for the end of a copy of one volume; the receipt."""
+    return finish_all(push)[0]

@@ -27,6 +27,8 @@ HELLO, OPEN, DATA, ZEROS, FINISH = 1, 2, 3, 4, 5
 WELCOME, STATE, OPENED, ACK, RECEIPT = 16, 17, 18, 19, 20
 ERROR, PING = 30, 31
 RAW, ZSTD = 0, 1
+# What its file system has allocated, if anybody asks the stranger.
+ALLOCATED = 12345
 
 # Without sessions the key is 32 zero bytes.
 FRAME_KEY = blake3(ZERO, derive_key_context="diskmover 1 frame key").digest()
@@ -245,7 +247,8 @@ def push(wire: Wire, path: Path, name: str, *, compress: bool) -> dict[str, obje
     finish = Frame(FINISH, length=size, payload=root + struct.pack("<Q", 0))
     finish.auth = finish.authenticator(root)
     wire.send(finish)
-    return read_receipt(wire.expect(RECEIPT).payload)
+    told = wire.expect(RECEIPT)
+    return read_receipt(told.payload) | {"allocated_bytes": told.length}
 
 
 def read_receipt(payload: bytes) -> dict[str, object]:
@@ -297,7 +300,7 @@ def serve_one(wire: Wire) -> Arrived:
     assert frame.auth == frame.authenticator(root)
     data = sum(len(split(chunk)[1]) for chunk in _chunks(arrived.content))
     proof = struct.pack("<QQQ", size, data, 0) + root + mode + text(name)
-    wire.send(Frame(RECEIPT, payload=proof))
+    wire.send(Frame(RECEIPT, length=ALLOCATED, payload=proof))
     return arrived
 
 

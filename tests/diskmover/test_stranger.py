@@ -34,6 +34,7 @@ def test_a_stranger_sends_to_serve(
     assert tool.same(source, serve.root / name)
     assert receipt["digest"] == stranger.digest_of(source)
     assert receipt["data_bytes"] == stranger.data_bytes_of(source)
+    assert receipt["allocated_bytes"] == (serve.root / name).stat().st_blocks * 512
 
 
 def sent_to_a_stranger(
@@ -68,6 +69,7 @@ def test_push_sends_to_a_stranger(name: str, certs: Certs, tmp_path: Path) -> No
     DISKS[name](source)
     pushed, arrived, _ = sent_to_a_stranger(source, certs)
     assert pushed.receipt["digest"] == stranger.digest_of(source)
+    assert pushed.receipt["allocated_bytes"] == stranger.ALLOCATED
     assert arrived.content == source.read_bytes()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from controlplane.common.reasons import Reason
-from hostd.preflight import check_target
+from hostd.preflight import check_parked, check_target
 from hostd.preflight_model import FAIL, WARN, Neighbour, Supplies, TargetFacts
 from hostd.v1 import domain_pb2, preflight_pb2
 from tests.controlplane.machines import GIB, make_domain, make_facts
@@ -29,6 +29,17 @@ def outcomes(report: preflight_pb2.PreflightReport, outcome: int) -> list[tuple[
 
 
 HostNeeds = domain_pb2.HostNeeds
+ON_4K = {"vda": 4096}
+
+
+def on_disk(size_bytes: int, format_: str = "raw", block_bytes: int = 0) -> Any:
+    """A machine whose disk is used past the page cache."""
+    volume = domain_pb2.Volume(
+        volume_id="vda", kind=domain_pb2.VOLUME_KIND_DISK, root="images", name="web1",
+        path="/images/web1", format=format_, size_bytes=size_bytes, direct_io=True,
+        virtual_size_bytes=size_bytes, logical_block_bytes=block_bytes,
+    )  # fmt: skip
+    return machine(volumes=[volume])
 
 
 def network(kind: str, source: str) -> list[domain_pb2.NetworkInterface]:
@@ -41,7 +52,7 @@ def test_a_host_that_has_everything_passes() -> None:
     assert {c.check for c in report.checks} == {
         "libvirt", "uuid", "name", "mac", "virt-type", "machine-type", "cpu", "firmware", "tpm",
         "memory", "vcpus", "bridge", "network", "loader", "cpu-pins", "numa", "hugepages",
-        "network-filter", "root", "target-file", "space", "time",
+        "network-filter", "root", "target-file", "space", "direct-io", "time",
     }  # fmt: skip
     assert all(c.message for c in report.checks)
 
@@ -122,6 +133,12 @@ def test_a_host_that_has_everything_passes() -> None:
             "network-filter",
             Reason.TARGET_LACKS_NETWORK_FILTER,
         ),
+        (
+            on_disk(GIB + 512, block_bytes=4096),
+            facts(direct_io_bytes=ON_4K),
+            "direct-io",
+            Reason.TARGET_LACKS_SMALL_BLOCKS,
+        ),
         (machine(), facts({"roots": []}), "root", Reason.TARGET_LACKS_ROOT),
         (
             machine(),
@@ -151,6 +168,9 @@ def test_what_a_host_lacks_fails_its_own_check_alone(
         (machine(virt_type="qemu"), facts(cpu_fits=False), "cpu"),
         (machine(vcpus=9), facts(), "vcpus"),
         (machine(), facts(clock_synchronised=False), "time"),
+        (on_disk(GIB), facts(direct_io_bytes=ON_4K), "direct-io"),
+        (on_disk(GIB - 100), facts(direct_io_bytes=ON_4K), "direct-io"),
+        (on_disk(GIB + 512, "qcow2"), facts(direct_io_bytes=ON_4K), "direct-io"),
         (machine(host_needs=HostNeeds(cpus=[0])), facts(), "cpu-pins"),
         (machine(host_needs=HostNeeds(numa_nodes=[0])), facts(), "numa"),
         (machine(host_needs=HostNeeds(hugepage_kib=[2048])), facts(), "hugepages"),
@@ -183,6 +203,29 @@ def test_what_the_definition_takes_from_its_host_passes_where_it_is() -> None:
     assert "0-1, 3" in pins.message
 
 
+@pytest.mark.parametrize(
+    ("incoming", "units"),
+    [
+        (on_disk(GIB + 512), {}),
+        (on_disk(GIB + 512), {"vda": 512}),
+        (on_disk(GIB, block_bytes=4096), ON_4K),
+    ],
+)
+def test_direct_io_passes_where_it_works(incoming: Any, units: dict[str, int]) -> None:
+    report = check_target(incoming, facts(direct_io_bytes=units))
+    assert outcomes(report, FAIL) == outcomes(report, WARN) == []
+
+
+def test_a_resize_counts_for_the_end_of_a_raw_disk() -> None:
+    incoming = on_disk(GIB + 512, block_bytes=4096)
+    incoming.size.root_disk_bytes = 2 * GIB
+    assert outcomes(check_target(incoming, facts(direct_io_bytes=ON_4K)), FAIL) == []
+    incoming.size.root_disk_bytes = 2 * GIB + 512
+    assert outcomes(check_target(incoming, facts(direct_io_bytes=ON_4K)), FAIL) == [
+        ("direct-io", Reason.TARGET_LACKS_SMALL_BLOCKS.name)
+    ]
+
+
 def test_a_resize_counts_for_huge_pages() -> None:
     incoming = machine(host_needs=HostNeeds(hugepage_kib=[2048]), memory_mib=64)
     incoming.size.memory_mib = 128
@@ -203,3 +246,16 @@ def test_while_libvirt_is_away_only_what_does_not_need_it_is_judged() -> None:
         ("libvirt", Reason.LIBVIRT_UNAVAILABLE.name),
         ("bridge", Reason.TARGET_LACKS_BRIDGE.name),
     ]
+
+
+def test_what_was_not_closed_is_a_warning_with_who_repairs_it() -> None:
+    disk = domain_pb2.Volume(volume_id="vda", path="/images/web1.qcow2", unclean=True)
+    base = domain_pb2.Volume(volume_id="vda.backing1", path="/b", unclean=True, read_only=True)
+    report = check_parked([disk, base, domain_pb2.Volume(volume_id="vdb")])
+    assert outcomes(report, WARN) == [("disk-closed", "")] * 2
+    assert [c.message.endswith("repairs it when the guest starts.") for c in report.checks] == [
+        True,
+        False,
+    ]
+    assert all(check.fix for check in report.checks)
+    assert outcomes(check_parked([domain_pb2.Volume(volume_id="vdb")]), WARN) == []

@@ -210,6 +210,22 @@ const ROWS: &[Row] = &[
         Fail(Code::ChunkCorrupt, RECEIVER, Some(2 * CHUNK), "3 times"),
     ),
     row(
+        "packed: in the bitmap: the same (15)",
+        on(SOURCE, Op::Mark, Fault::Flipped).at(2 * CHUNK).times(3),
+        EndWell,
+    ),
+    row(
+        "packed: in the bitmap of a patch: all of the chunk comes (15)",
+        on(SOURCE, Op::Mark, Fault::Flipped).at(0).times(1),
+        EndWell,
+    )
+    .over(Before::Stale),
+    row(
+        "packed: in the bitmap, always: not asked for without end (15)",
+        on(SOURCE, Op::Mark, Fault::Flipped).at(2 * CHUNK),
+        Fail(Code::ChunkCorrupt, RECEIVER, Some(2 * CHUNK), "3 times"),
+    ),
+    row(
         "arrived: a bit flips at the receiver: it is asked for again (15)",
         on(TARGET, Op::Arrive, Fault::Flipped)
             .at(2 * CHUNK)

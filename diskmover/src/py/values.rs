@@ -57,6 +57,7 @@ pub(super) type Receipt = (
     String,
     &'static str,
     Places,
+    Option<u64>,
 );
 pub(super) type Ended = (String, String, Vec<Receipt>, Option<Py<PyAny>>);
 pub(super) type Status = (&'static str, Progress, Vec<Receipt>, Option<Py<PyAny>>);
@@ -186,6 +187,7 @@ pub(super) fn receipt_tuple(r: messages::Receipt) -> Receipt {
         hex(&r.root),
         r.mode.name(),
         unreadable,
+        r.allocated,
     )
 }
 

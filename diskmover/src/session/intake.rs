@@ -94,11 +94,7 @@ impl Session {
         } else {
             body == data
         };
-        if (data == 0 && !is_patch) || !fits {
-            return Err(self
-                .broken(link, "a chunk whose bitmap does not fit")
-                .at(header.offset));
-        }
+        let is_misfit = (data == 0 && !is_patch) || !fits;
         let Some(mut buffer) = self.buffer(link)? else {
             return Ok(false);
         };
@@ -111,13 +107,13 @@ impl Session {
             let path = spec.root.join(&spec.name);
             faults::in_memory(&path, Op::Arrive, header.offset, &mut buffer[..body]);
         }
-        if !is_patch && let Some(target) = self.target(&header) {
+        if !is_misfit && !is_patch && let Some(target) = self.target(&header) {
             target.expect(header.offset / digest::CHUNK, &bitmap);
         }
-        let cargo = if is_patch {
-            Cargo::Patch(mask, bitmap, buffer, body)
-        } else {
-            Cargo::Data(bitmap, buffer, body)
+        let cargo = match (is_misfit, is_patch) {
+            (true, _) => Cargo::Misfit,
+            (false, true) => Cargo::Patch(mask, bitmap, buffer, body),
+            (false, false) => Cargo::Data(bitmap, buffer, body),
         };
         Ok(self.push(link, header, cargo))
     }

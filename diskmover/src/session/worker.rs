@@ -36,6 +36,8 @@ pub(super) enum Cargo {
     Data(Bitmap, Buffer, usize),
     /// Blocks of a chunk: which ones, then as above.
     Patch(Mask, Bitmap, Buffer, usize),
+    /// Blocks of a chunk that its bitmap cannot be about: one of the two is spoilt.
+    Misfit,
 }
 
 /// What became of a frame.
@@ -131,6 +133,10 @@ impl Session {
             Cargo::Patch(mask, bitmap, buffer, body) => {
                 self.place_patch(header, mask, &bitmap, &buffer[..body], memory)
             }
+            Cargo::Misfit if self.target(header).is_none() => Ok(Taken::Whole),
+            Cargo::Misfit => Err(Refused::Corrupt(
+                "its bitmap does not fit its data".to_owned(),
+            )),
         }
     }
 

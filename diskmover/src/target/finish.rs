@@ -6,6 +6,7 @@ use crate::error::{Code, MoverError, Result};
 use crate::messages::Receipt;
 use crate::pool::lock;
 use crate::publish;
+use crate::receipt;
 use crate::target::{Place, Target};
 use crate::unreadable::Unreadable;
 
@@ -33,7 +34,7 @@ impl Target {
 
     /// Gives the verified part its final name.
     pub fn publish(&self, wire: u64, unreadable: Unreadable) -> Result<Receipt> {
-        let receipt = {
+        let mut receipt = {
             let book = lock(&self.book);
             Receipt {
                 volume: self.spec.volume.clone(),
@@ -43,6 +44,7 @@ impl Target {
                 root: book.ledger.root().unwrap_or_default(),
                 mode: self.mode,
                 unreadable,
+                allocated: None,
             }
         };
         let file = self.medium.file();
@@ -56,6 +58,10 @@ impl Target {
             Place::Device { .. } => device::publish(&self.names, file, self.id, &receipt),
         };
         published.map_err(|e| e.in_volume(&self.spec.volume))?;
+        if self.spec.care.place == Place::File {
+            let stat = rustix::fs::fstat(file);
+            receipt.allocated = stat.ok().map(|stat| receipt::allocated(&stat));
+        }
         Ok(receipt)
     }
 

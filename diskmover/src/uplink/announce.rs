@@ -55,7 +55,7 @@ pub(super) fn open_volumes(shared: &Shared, link: &Link) -> Ended {
                 Kind::Opened if ours => {
                     shared.answers.fetch_add(1, Ordering::Relaxed);
                     if !payload.is_empty() {
-                        claim_receipt(shared, index, &payload)?;
+                        claim_receipt(shared, &answer, &payload)?;
                     } else if answer.offset <= volume.size() {
                         lock(&volume.ledger).set_data_bytes(answer.offset);
                         volume.base.set(answer.logical_len);
@@ -95,14 +95,14 @@ fn adopt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
 
 /// Keeps the receipt of a volume that was published before; whether it is for
 /// what the source holds now is checked before the copy ends.
-fn claim_receipt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
-    let volume = &shared.volumes[index];
+fn claim_receipt(shared: &Shared, header: &Header, payload: &[u8]) -> Result<()> {
+    let volume = &shared.volumes[usize::from(header.volume)];
     let is_resized =
         |receipt: Receipt| receipt.volume == volume.id && receipt.size != volume.size();
     if Receipt::decode(payload).is_some_and(is_resized) {
         return Err(volume.placed_otherwise());
     }
-    let receipt = read_receipt(volume, payload)?;
+    let receipt = read_receipt(volume, header, payload)?;
     degraded::check_claim(volume, &receipt)?;
     *lock(&volume.receipt) = Some(receipt);
     Ok(())

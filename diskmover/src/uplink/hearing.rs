@@ -6,7 +6,7 @@ use super::in_flight::InFlight;
 use super::{End, Ended, read_receipt, told, unexpected};
 use crate::degraded;
 use crate::error::{Code, MoverError, Result};
-use crate::frame::{ACK_TARGET_SLOW, Kind};
+use crate::frame::{ACK_TARGET_SLOW, Header, Kind};
 use crate::link::Link;
 use crate::pool::lock;
 use crate::push::Shared;
@@ -50,7 +50,9 @@ pub(super) fn hear(shared: &Shared, link: &Link, in_flight: &InFlight<'_>) -> En
                 let taken = known.and_then(|sent| wants::take(shared, &sent, &payload));
                 taken.unwrap_or_else(|| Err(unexpected(&link.peer, &header)))?;
             }
-            Kind::Receipt if index < shared.volumes.len() => keep_receipt(shared, index, &payload)?,
+            Kind::Receipt if index < shared.volumes.len() => {
+                keep_receipt(shared, &header, &payload)?;
+            }
             Kind::Error => return Err(End::Fatal(told(&payload))),
             _ => return Err(End::Fatal(unexpected(&link.peer, &header))),
         }
@@ -58,9 +60,9 @@ pub(super) fn hear(shared: &Shared, link: &Link, in_flight: &InFlight<'_>) -> En
 }
 
 /// Checks a receipt against what was sent, and keeps it.
-fn keep_receipt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
-    let volume = &shared.volumes[index];
-    let receipt = read_receipt(volume, payload)?;
+fn keep_receipt(shared: &Shared, header: &Header, payload: &[u8]) -> Result<()> {
+    let volume = &shared.volumes[usize::from(header.volume)];
+    let receipt = read_receipt(volume, header, payload)?;
     if lock(&volume.receipt).as_ref() == Some(&receipt) {
         return Ok(()); // told again
     }

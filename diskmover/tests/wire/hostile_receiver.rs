@@ -71,6 +71,7 @@ fn receipt(size: u64, root: digest::Hash) -> Receipt {
         root,
         mode: CopyMode::Verbatim,
         unreadable: Unreadable::default(),
+        allocated: Some(0), // as the length of these headers says
     }
 }
 

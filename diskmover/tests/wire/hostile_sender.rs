@@ -183,13 +183,13 @@ pub const FAULTS: &[Fault] = faults! {
     "a flipped bit in the bitmap: blocks would land elsewhere",
         |p| filled(p, 1, |payload| payload[0] = 2) => ChunkCorrupt "authenticator" at CHUNK;
     "a bitmap that marks nothing",
-        |p| filled(p, 1, |payload| payload[0] = 0) => Protocol "bitmap" at CHUNK;
+        |p| filled(p, 1, |payload| payload[0] = 0) => ChunkCorrupt "bitmap" at CHUNK;
     "a bitmap that marks blocks beyond the end",
-        |p| filled(p, 3, |payload| payload[31] = 0x80) => Protocol "bitmap" at 3 * CHUNK;
+        |p| filled(p, 3, |payload| payload[31] = 0x80) => ChunkCorrupt "bitmap" at 3 * CHUNK;
     "less data than the bitmap says",
-        |p| filled(p, 1, |payload| payload.truncate(1000)) => Protocol "bitmap" at CHUNK;
+        |p| filled(p, 1, |payload| payload.truncate(1000)) => ChunkCorrupt "bitmap" at CHUNK;
     "more data than the bitmap says",
-        |p| filled(p, 1, |payload| payload.push(0)) => Protocol "bitmap" at CHUNK;
+        |p| filled(p, 1, |payload| payload.push(0)) => ChunkCorrupt "bitmap" at CHUNK;
     "no bitmap at all",
         |p| filled(p, 1, |payload| payload.truncate(31)) => Protocol "bitmap";
     "a zero block sent as data: one content would have two digests",
@@ -285,7 +285,7 @@ pub const FAULTS: &[Fault] = faults! {
             let (header, payload) = packed(p, &[1; CHUNK as usize], &noise(1, CHUNK as usize));
             p.send(header, &payload);
         }
-        => Protocol "bitmap" at CHUNK;
+        => ChunkCorrupt "bitmap" at CHUNK;
 
     // --- errors of the peer
     "an error with terminal escapes in it",

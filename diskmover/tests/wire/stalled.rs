@@ -160,6 +160,7 @@ fn receipt(root: [u8; 32]) -> Receipt {
         root,
         mode: CopyMode::Verbatim,
         unreadable: Unreadable::default(),
+        allocated: Some(0), // as the length of these headers says
     }
 }
 

@@ -74,7 +74,7 @@ async def test_a_refused_call_is_not_remembered(fleet: Api) -> None:
     fleet.simulated["b"].fail_check(Reason.TARGET_LACKS_SPACE, "full")
     await refusal(fleet.migrations.CreateMigration(request))
     assert not await fleet.run(lambda tx: tx.execute(request_ids.select()).all())
-    fleet.simulated["b"].failing_checks.clear()
+    fleet.simulated["b"].checks.clear()
     move = await fleet.migrations.CreateMigration(request)
     assert move.target_host == "hosts/b"
 

@@ -308,6 +308,19 @@ async def test_a_candidate_that_refuses_live_gives_way_to_the_next(fleet: Api) -
     ]
 
 
+async def test_what_the_source_and_the_chosen_host_warn_of_is_told_and_kept(fleet: Api) -> None:
+    fleet.simulated["a"].warn("vda was not closed")
+    fleet.simulated["b"].warn("The clock is not synchronised.")
+    fleet.simulated["b"].fail_check(Reason.TARGET_LACKS_CPU_FEATURE, "avx2 is missing")
+    fleet.simulated["c"].warn("It may grow too large.")
+    told = ["hosts/a: vda was not closed.", "hosts/c: It may grow too large."]
+    plan = await fleet.migrations.CreateMigration(ask(validate_only=True))
+    assert list(plan.placement.warnings) == told
+    move = await fleet.migrations.CreateMigration(ask())
+    found = await fleet.migrations.GetMigration(pb.GetMigrationRequest(name=move.name))
+    assert list(move.placement.warnings) == list(found.placement.warnings) == told
+
+
 async def test_a_candidate_that_the_source_cannot_reach_gives_way_to_the_next(fleet: Api) -> None:
     fleet.simulated["b"].facts.data_address = "10.0.0.2:7443"
     await fleet.report()

@@ -124,6 +124,37 @@ async def test_wait_shows_plain_lines_on_stderr_and_the_result_on_stdout(api: Re
     assert "\x1b" not in result.stderr
 
 
+async def test_warnings_are_said_once_each_as_they_come(api: RecordedApi) -> None:
+    begun, parked = make_move(Migration.STATE_PENDING), make_move(Migration.STATE_COPYING)
+    begun.placement.warnings.append("hosts/b: Its disks can grow.")
+    parked.placement.warnings.extend([*begun.placement.warnings, "hosts/a: vda was not closed."])
+    api.script.moves = [begun]
+    api.script.streams = [[begun, parked, parked, MOVED]]
+
+    result = await api.run("migrate", "web1")
+
+    assert result.exit_code == 0
+    said = [line for line in result.stderr.splitlines() if "Warning" in line]
+    assert said[0] == "Warning: hosts/b: Its disks can grow."
+    assert [line.endswith("Warning: hosts/a: vda was not closed.") for line in said] == [
+        False,
+        True,
+    ]
+    assert "Warning" not in result.stdout
+
+
+async def test_a_dry_run_and_show_tell_of_warnings(api: RecordedApi) -> None:
+    move = make_move(Migration.STATE_PENDING)
+    move.placement.warnings.append("hosts/b: Its disks can grow.")
+    api.script.moves = [move]
+
+    plan = await api.run("migrate", "web1", "--dry-run")
+    shown = await api.run("migration", "show", MOVE)
+
+    assert "Warning: hosts/b: Its disks can grow." in plan.stdout
+    assert shown.stdout.count("hosts/b: Its disks can grow.") == 1
+
+
 async def test_automatic_confirm_is_waited_for(api: RecordedApi) -> None:
     api.script.moves = [make_move(Migration.STATE_PENDING)]
     api.script.streams = [

@@ -46,6 +46,20 @@ async def test_a_move_has_many_names(api: RecordedApi, name: str) -> None:
     assert MOVE in result.stdout
 
 
+async def test_show_tells_what_was_placed_of_each_volume(api: RecordedApi) -> None:
+    move = make_move(Migration.STATE_AWAITING_CONFIRM)
+    told = {"size_bytes": 5 << 30, "wire_bytes": 1 << 30, "digest": "ab" * 32}
+    move.receipts.add(volume_id="vda", allocated_bytes=2 << 30, **told)
+    move.receipts.add(volume_id="vdb", **told)
+    api.script.moves = [move]
+
+    shown = (await api.run("migration", "show", MOVE)).stdout
+
+    sent = "1.0 GiB sent, digest abababababababab..."
+    assert f"vda: 5.0 GiB, 2.0 GiB allocated, {sent}" in shown
+    assert f"vdb: 5.0 GiB, {sent}" in shown
+
+
 async def test_instance_without_a_live_move_stands_for_its_newest(api: RecordedApi) -> None:
     api.script.instances = [make_instance()]
     api.script.moves = [make_move(Migration.STATE_CONFIRMED)]

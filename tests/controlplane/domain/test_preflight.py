@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from controlplane.common.reasons import Reason
-from controlplane.domain.preflight import failed_checks
+from controlplane.domain.preflight import failed_checks, warnings_of
 from hostd.v1.preflight_pb2 import PreflightCheck, PreflightReport
 
 
@@ -19,6 +19,7 @@ def test_warnings_stop_nothing() -> None:
         ]
     )
     assert failed_checks(report, "hosts/b") is None
+    assert warnings_of(report, "hosts/b") == ["hosts/b: time is so. Mend it."]
 
 
 def test_the_first_failure_gives_the_reason_and_all_are_told() -> None:

@@ -88,6 +88,8 @@ class ModelFleet:
         self.domain = domain
         self.hosts = {name: ModelHost(name) for name in names}
         self.calls: list[tuple[str, str]] = []
+        # Method name -> what its report warns of.
+        self.warnings: dict[str, str] = {}
         self.copy_polls = 2
         self.copy_cuts = 0
         self.start_fails = False
@@ -168,7 +170,14 @@ class ModelFleet:
         return without_disks
 
     def _CheckSource(self, host: ModelHost, request: Any) -> Any:  # noqa: N802
-        return preflight_pb2.PreflightReport()
+        return self._report("CheckSource")
+
+    def _report(self, method: str) -> preflight_pb2.PreflightReport:
+        report = preflight_pb2.PreflightReport()
+        if method in self.warnings:
+            warn = preflight_pb2.PreflightCheck.OUTCOME_WARN
+            report.checks.add(check="test", outcome=warn, message=self.warnings[method])
+        return report
 
     def _CheckReach(self, host: ModelHost, request: Any) -> Any:  # noqa: N802
         report = preflight_pb2.PreflightReport()
@@ -186,7 +195,9 @@ class ModelFleet:
             raise host.refusal
         host.prepared = True
         return hostd.PrepareTargetResponse(
-            data_address=f"{host.name}:1", data_identity=f"drover://lab/host/{host.name}"
+            data_address=f"{host.name}:1",
+            data_identity=f"drover://lab/host/{host.name}",
+            report=self._report("PrepareTarget"),
         )
 
     def _EnsureStopped(self, host: ModelHost, request: Any) -> Any:  # noqa: N802
@@ -219,7 +230,8 @@ class ModelFleet:
             volumes=[
                 *self.domain.volumes,
                 domain_pb2.Volume(volume_id="baggage", kind=domain_pb2.VOLUME_KIND_BAGGAGE),
-            ]
+            ],
+            report=self._report("EnsureParked"),
         )
 
     def _EnsureUnparked(self, host: ModelHost, request: Any) -> Any:  # noqa: N802

@@ -288,6 +288,27 @@ async def test_history_tells_the_whole_story(database: Database) -> None:
     assert [r.volume_id for r in row.receipts] == ["vda", "baggage"]
 
 
+async def test_warnings_of_both_hosts_stay_with_the_move(database: Database) -> None:
+    """Those of the hosts that it leaves and goes to, as they were found last."""
+    world = MoveWorld()
+    world.fleet.hosts["b"].refusal = DroverError(Reason.TARGET_LACKS_SPACE, "Full.")
+    world.fleet.warnings = {"CheckSource": "Old.", "PrepareTarget": "Tight.", "EnsureParked": "X."}
+    begin = world.begin
+
+    def begin_warned(tx: Connection) -> str:
+        saga_id = begin(tx)
+        placement = migrations.get(tx, world.migration_id).placement
+        placement.warnings.extend(["hosts/a: Older.", "hosts/b: Tight."])
+        migrations.update(tx, world.migration_id, placement=placement)
+        return saga_id
+
+    world.begin = begin_warned  # type: ignore[method-assign]
+    await conduct(database, world)
+    row = await database.run(world.row)
+    assert row.target_host == "c"
+    assert list(row.placement.warnings) == ["hosts/a: Old.", "hosts/c: Tight.", "hosts/a: X."]
+
+
 async def test_log_lines_say_what_they_are_about(database: Database) -> None:
     world = MoveWorld()
     original = world.fleet._EnsureParked

@@ -7,6 +7,7 @@ arbitrary bytes in tests/hostd/test_hostile_headers.py.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,23 @@ def with_bit(bit: int) -> Make:
         set_bit(folder / "disk", bit)
 
     return make
+
+
+def crashed(folder: Path) -> None:
+    """As a QEMU leaves it that dies in its work, when it writes reference counts late."""
+    create(folder / "disk", "-o", "lazy_refcounts=on")
+    commands = ["-c", "write -q 0 64k", "-c", "abort"]
+    died = subprocess.run(
+        ["qemu-io", "-f", "qcow2", *commands, str(folder / "disk")], capture_output=True
+    )
+    assert died.returncode == -signal.SIGABRT
+
+
+def closed(folder: Path) -> None:
+    create(folder / "disk", "-o", "lazy_refcounts=on")
+    subprocess.run(
+        ["qemu-io", "-f", "qcow2", "-c", "write -q 0 64k", str(folder / "disk")], check=True
+    )
 
 
 def rebased(to: str, backing_format: str = "raw") -> Make:
@@ -109,7 +127,8 @@ def chain_of(folder: Path, make: Make) -> Chain:
     ("make", "files"),
     [
         (plain, 1),
-        (with_bit(0), 1),  # dirty: QEMU repairs it on its next start, there as well as here
+        (with_bit(0), 1),
+        (crashed, 1),
         (encrypted, 1),
         (with_snapshots_and_a_bitmap, 1),
         (chained(3), 3),
@@ -121,6 +140,15 @@ def test_what_is_copied_as_it_is(tmp_path: Path, make: Make, files: int) -> None
     assert [obstacle.message for obstacle in chain.obstacles] == []
     assert len(chain.links) == files
     assert {link.virtual_size_bytes for link in chain.links} == {4 * MIB}
+
+
+@pytest.mark.parametrize(
+    ("make", "unclean"),
+    [(plain, False), (closed, False), (with_bit(0), True), (crashed, True)],
+)
+def test_an_image_that_was_not_closed_is_told_of(tmp_path: Path, make: Make, unclean: bool) -> None:
+    (link,) = chain_of(tmp_path, make).links
+    assert (link.unclean, link.to_volume().unclean) == (unclean, unclean)
 
 
 @pytest.mark.parametrize(
