@@ -108,14 +108,14 @@ class Copying:
         directory = self._rig.directory / "target"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
+        there = None
+        if older is not None:
+            name = older.replaced_by.name
+            there = directory / (name if tool.updates else f"older-{name}")
+            layers.copy(older.path, there)
+            meter.evict(there)
         for file in image.files:
             meter.evict(file)
-        if older is None:
-            return Job(image, directory)
-        name = older.replaced_by.name
-        there = directory / (name if tool.updates else f"older-{name}")
-        layers.copy(older.path, there)
-        meter.evict(there)
         return Job(image, directory, there)
 
     def _same(self, job: Job) -> bool:

@@ -52,6 +52,7 @@ class Tool:
         reads_holes: It reads a hole byte by byte: hopeless on huge images.
         updates: It writes over the older copy that the target has, so that one has to
             have the name already; the others find it beside.
+        adapts: How much it sends depends on how fast the link and the cores are just now.
     """
 
     name: str
@@ -59,3 +60,4 @@ class Tool:
     prepare: Prepare
     reads_holes: bool = False
     updates: bool = False
+    adapts: bool = False

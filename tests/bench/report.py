@@ -50,14 +50,14 @@ class Report:
 
     def print(self) -> None:
         """Show a table for each cell, the fastest first."""
-        console = Console(width=170)
+        console = Console(width=180)
         for place in self._places():
             table = Table(
                 title=f"{place.title} ({place.image.about})",
                 title_justify="left",
                 box=box.SIMPLE_HEAD,
             )
-            table.add_column("tool")
+            table.add_column("tool", no_wrap=True)
             for name in _COLUMNS:
                 table.add_column(name, justify="right")
             rows = self._of(place)
@@ -106,8 +106,11 @@ class Report:
         return [row for row in self._rows if row.place == place]
 
     def _sent_again(self, row: Row) -> int | None:
-        """What a killed copy put on the wire that one which is let alone does not."""
-        if not row.place.cell.killed:
+        """What a killed copy put on the wire that one which is let alone does not.
+
+        None for copies that were not killed, and for tools that never send the same twice.
+        """
+        if not row.place.cell.killed or row.tool.adapts:
             return None
         for other in self._rows:
             same = other.place.undisturbed == row.place.undisturbed and other.tool == row.tool

@@ -55,6 +55,6 @@ TOOLS = {
         Tool("nbdcopy", frozenset(), over_nbd.nbdcopy),
         Tool("qemu-img", frozenset(), over_nbd.qemu_img),
         Tool("drover raw", _ALL, _mover("--no-compress")),
-        Tool("drover", _ALL, _mover()),
+        Tool("drover", _ALL, _mover(), adapts=True),
     )
 }  # fmt: skip
