@@ -117,7 +117,6 @@ def _facts(rate: float) -> dict[str, Any]:
         "kernel": platform.release(),
         "load": os.getloadavg()[0],
         "disk_copy_bytes_per_second": rate,
-        "congestion_control": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
         "rsync": version("rsync", "--version"),
         "ssh": version("ssh", "-V"),
         "qemu": version("qemu-img", "--version"),

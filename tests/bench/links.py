@@ -29,6 +29,8 @@ class Shape:
         rtt_ms: Round trip time of the relay; 0 without one.
         loss: Share of the packets that the relay loses, in both directions.
         cut_seconds: How often the relay cuts all connections; 0 for never.
+        congestion: How TCP finds the rate, unless a program asks for another way. It is
+            set because machines differ; this is what nearly all have.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Shape:
     rtt_ms: int = 0
     loss: float = 0.0
     cut_seconds: float = 0.0
+    congestion: str = "cubic"
 
     @property
     def payload_bytes_per_second(self) -> float | None:
@@ -50,8 +53,12 @@ UNSHAPED = Shape("unshaped")
 GIGABIT = Shape("1 Gbit/s", 1000)
 WAN = Shape("100 Mbit/s 50 ms", 100, 50)
 LOSSY = Shape("100 Mbit/s 50 ms, 1 % lost", 100, 50, loss=0.01)
+LOSSY_BBR = Shape(f"{LOSSY.name}, BBR for all", 100, 50, loss=0.01, congestion="bbr")
 CUT = Shape("100 Mbit/s 50 ms, cut every 10 s", 100, 50, cut_seconds=10)
-SHAPES = {"unshaped": UNSHAPED, "gigabit": GIGABIT, "wan": WAN, "loss": LOSSY, "cut": CUT}
+SHAPES = {
+    "unshaped": UNSHAPED, "gigabit": GIGABIT, "wan": WAN,
+    "loss": LOSSY, "loss-bbr": LOSSY_BBR, "cut": CUT,
+}  # fmt: skip
 
 
 class Link:
@@ -78,7 +85,8 @@ class Link:
             _ip("link", "set", device, "netns", netns)
             _ip("-n", netns, "address", "add", f"{ADDRESS[side]}/24", "dev", device)
             _ip("-n", netns, "link", "set", device, "mtu", str(_MTU), "up")
-            _ip("-n", netns, "route", "replace", f"{ADDRESS[other]}/32", "dev", device)
+            _ip("-n", netns, "route", "replace", f"{ADDRESS[other]}/32", "dev", device,
+                "congctl", self.shape.congestion)  # fmt: skip
             if self.shape.mbit_per_second and not self.shape.rtt_ms:
                 rate = f"{self.shape.mbit_per_second}mbit"
                 _run("tc", "-n", netns, "qdisc", "add", "dev", device, "root",

@@ -54,9 +54,10 @@ FULL = (
     Cell("fragmented", "unshaped", ALL),
     Cell("compressed", "unshaped", ALL),
     Cell("huge", "unshaped", ALL),
-    # One connection carries 3 Mbit/s there, so the peers get a small image.
+    # One connection carries little there, so the peers get a small image.
     Cell("os-part", "loss", ("drover",)),
     Cell("os-small", "loss", ("rsync (Nova)", "drover")),
+    Cell("os-small", "loss-bbr", ("rsync (Nova)", "drover")),
     Cell("os-part", "cut", ("qemu-img", "rsync, retried", "drover")),
     Cell("overlay", "gigabit", _SOME),
     Cell("overlay", "gigabit", _DELTA, older="os-part"),
