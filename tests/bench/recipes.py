@@ -149,7 +149,7 @@ _ZSTD = ("-c", "-o", "compression_type=zstd")
 RECIPES = {
     "os": Recipe("qcow2", "files of a real system in ext4", _os),
     "os-part": Recipe("qcow2", "1 GiB of the above", _os_part(GIB)),
-    "os-small": Recipe("qcow2", "32 MiB of the above", _os_part(32 * MIB), kept=False),
+    "os-small": Recipe("qcow2", "16 MiB of the above", _os_part(16 * MIB), kept=False),
     "sparse": Recipe("raw", "16 GiB, 90 % holes, the rest as in os", _sparse),
     "random": Recipe("raw", "2 GiB that no codec can shrink", _random, shrinks=False),
     "zeros": Recipe("raw", "4 GiB of zeros, all allocated", _zeros),
