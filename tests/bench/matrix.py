@@ -43,12 +43,12 @@ class Cell:
 
 
 FULL = (
-    Cell("os", "unshaped", ALL, thrice=_SOME),
+    Cell("os", "unshaped", (*ALL, "qemu-img, TLS"), thrice=_SOME),
     Cell("os", "gigabit", ALL, thrice=("rsync (Nova)", "drover")),
     Cell("os-part", "wan", _FAR, thrice=("rsync (Nova)", "drover")),
     Cell("sparse", "unshaped", ALL),
     Cell("sparse", "gigabit", (*_SOME, "nbdcopy", "drover raw")),
-    Cell("random", "unshaped", ALL),
+    Cell("random", "unshaped", (*ALL, "qemu-img, TLS")),
     Cell("random", "gigabit", (*_SOME, "drover raw")),
     Cell("zeros", "unshaped", ALL),
     Cell("fragmented", "unshaped", ALL),

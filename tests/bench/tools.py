@@ -53,7 +53,8 @@ TOOLS = {
         Tool("scp (Nova)", _SSH, over_ssh.scp, reads_holes=True),
         Tool("zstd | ssh", _SSH, over_ssh.zstd, reads_holes=True),
         Tool("nbdcopy", frozenset(), over_nbd.nbdcopy),
-        Tool("qemu-img", frozenset(), over_nbd.qemu_img),
+        Tool("qemu-img", frozenset(), over_nbd.qemu_img()),
+        Tool("qemu-img, TLS", frozenset({"tls"}), over_nbd.qemu_img(tls=True)),
         Tool("drover raw", _ALL, _mover("--no-compress")),
         Tool("drover", _ALL, _mover(), adapts=True),
     )
