@@ -70,7 +70,7 @@ lab-down: ## remove every trace of the lab
 	@$(BIN)/python -m tests.lab down
 
 .PHONY: bench
-bench: bench-system setup ## measure against rsync, scp, nbdcopy and qemu-img (QUICK=1: under 6 minutes)
+bench: bench-system setup ## measure against rsync, scp, nbdcopy and qemu-img: 50 minutes (QUICK=1: under 6)
 	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick)
 
 # --- check ------------------------------------------------------------------

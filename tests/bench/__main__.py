@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import platform
 import subprocess
@@ -11,84 +10,102 @@ from typing import Any
 
 import click
 
-from tests.bench import disk
+from tests.bench import disk, matrix, price
 from tests.bench.bound import Model
+from tests.bench.copying import Copying
 from tests.bench.images import Images
+from tests.bench.job import Tool
 from tests.bench.links import SHAPES, Link
-from tests.bench.report import Report, Row
-from tests.bench.rig import Rig
+from tests.bench.place import Place
+from tests.bench.recipes import RECIPES
+from tests.bench.report import Report
+from tests.bench.rig import Rig, ToolFailed
+from tests.bench.row import Failure, Row, typical
 from tests.bench.tools import TOOLS
 
 _DIRECTORY = Path("build/bench")
-_OURS = ("drover raw", "drover")
-_ALL = tuple(TOOLS)
-_SOME = ("rsync (Nova)", "qemu-img", "drover")
-# (image, link, tools); hopeless pairs are left out by Tool.reads_holes.
-_Cells = tuple[tuple[str, str, tuple[str, ...]], ...]
-_FULL: _Cells = (
-    ("os", "unshaped", _ALL),
-    ("os", "gigabit", _ALL),
-    ("os-part", "wan", _ALL),
-    ("sparse", "unshaped", _ALL),
-    ("sparse", "gigabit", _ALL),
-    ("random", "unshaped", _ALL),
-    ("random", "gigabit", (*_SOME, "drover raw")),
-    ("zeros", "unshaped", _ALL),
-    ("fragmented", "unshaped", _ALL),
-    ("compressed", "unshaped", _ALL),
-    ("huge", "unshaped", _ALL),
-)
-_QUICK: _Cells = (
-    ("os", "unshaped", _SOME),
-    ("os-part", "gigabit", _SOME),
-    ("os-part", "wan", ("drover",)),
-    ("random", "unshaped", ("qemu-img", *_OURS)),
-    ("sparse", "unshaped", ("qemu-img", "drover")),
-    ("huge", "unshaped", ("qemu-img", "drover")),
-)
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Only the main cells: under 6 minutes.")
-@click.option("--image", "images", multiple=True, help="Only this image, over any link.")
+@click.option("--quick", is_flag=True, help="Only the main cells, once: under 6 minutes.")
+@click.option("--image", "images", multiple=True, type=click.Choice(list(RECIPES)),
+              help="Only this image.")  # fmt: skip
 @click.option(
-    "--link",
-    "links",
-    multiple=True,
-    type=click.Choice(list(SHAPES)),
-    help="Only this link, for any image.",
+    "--link", "links", multiple=True, type=click.Choice(list(SHAPES)), help="Only this link."
 )
-@click.option("--tool", "tools", multiple=True, type=click.Choice(_ALL), help="Only this tool.")
+@click.option("--tool", "tools", multiple=True, type=click.Choice(list(TOOLS)),
+              help="Only this tool.")  # fmt: skip
+@click.option("--repeat", type=click.IntRange(min=1), metavar="N",
+              help="Measure all N times.  [default: headlines 3 times, the rest once]")  # fmt: skip
 @click.option("--keep", default=_DIRECTORY, type=click.Path(path_type=Path), show_default=True,
               help="Where images and results are kept.")  # fmt: skip
 def main(
-    quick: bool, images: tuple[str, ...], links: tuple[str, ...], tools: tuple[str, ...], keep: Path
+    quick: bool,
+    images: tuple[str, ...],
+    links: tuple[str, ...],
+    tools: tuple[str, ...],
+    repeat: int | None,
+    keep: Path,
 ) -> None:
-    """Copy images with Drover and its peers over shaped links, and compare."""
+    """Copy images with Drover and its peers over shaped links, and compare.
+
+    Options that name something choose among the cells of the matrix; what has no cell
+    is measured when both image and link are named.
+    """
     if os.geteuid() != 0:
         raise click.ClickException("network namespaces and cgroups need root")
+    cells = matrix.choose(matrix.QUICK if quick else matrix.FULL, images, links, tools)
+    if not cells:
+        raise click.UsageError("no cell has these; name an image and a link")
     keep = keep.resolve()
-    shelf = Images(keep / "images")
-    rate = disk.copy_rate(shelf.get("random").path, keep / "scratch")
-    model = Model(rate)
-    report = Report(keep, _facts(rate))
-    cells = _QUICK if quick else _FULL
-    if images or links:
-        pairs = itertools.product(images or shelf.names, links or SHAPES)
-        cells = tuple((name, shape_name, _ALL) for name, shape_name in pairs)
-    for name, shape_name, chosen in cells:
-        image, shape = shelf.get(name), SHAPES[shape_name]
-        with Link(shape) as link:
-            rig = Rig(link, keep)
-            for tool in (TOOLS[one] for one in chosen if not tools or one in tools):
-                if tool.reads_holes and image.size_bytes > 64 * image.allocated_bytes:
-                    continue  # it would read for an hour
-                click.echo(f"{name}, {shape.name}: {tool.name}", nl=False)
-                result = rig.measure(tool, image)
-                click.echo(f" {result.durable_seconds:.1f} s, CPU {result.cpu_seconds:.1f} s")
-                report.add(Row(image, shape, tool, result, model.bound(image, shape, result)))
-    report.print()
-    click.echo(f"{keep}/mover.json, {report.plot()}")
+    bench = _Bench(keep, repeat)
+    for number, cell in enumerate(cells, start=1):
+        bench.measure(cell)
+        bench.drop(cell.images - {name for later in cells[number:] for name in later.images})
+    bench.report.print()
+    click.echo(f"{keep}/mover.json, {bench.report.plot()}")
+    if not bench.report.sound:
+        raise click.ClickException("a copy is not what it should be: see the tables")
+
+
+class _Bench:
+    """What is the same for all cells."""
+
+    def __init__(self, keep: Path, repeat: int | None) -> None:
+        self._keep, self._repeat = keep, repeat
+        self._images = Images(keep / "images")
+        rate = disk.copy_rate(self._images.get("random").path, keep / "scratch")
+        self._model = Model(rate)
+        self.report = Report(keep, _facts(rate), price.measure())
+
+    def measure(self, cell: matrix.Cell) -> None:
+        """Measure each tool of a cell."""
+        older = self._images.get(cell.older) if cell.older else None
+        place = Place(cell, self._images.get(cell.image), SHAPES[cell.link], older)
+        sparse = place.image.size_bytes > 64 * place.image.allocated_bytes
+        with Link(place.shape) as link:
+            copying = Copying(Rig(link, self._keep))
+            for tool in (TOOLS[name] for name in cell.tools):
+                if not (sparse and tool.reads_holes):  # it would read for an hour
+                    self.report.add(self._row(copying, place, tool))
+
+    def drop(self, names: set[str]) -> None:
+        """Remove images that no cell needs any more."""
+        for name in names:
+            self._images.drop(name)
+
+    def _row(self, copying: Copying, place: Place, tool: Tool) -> Row | Failure:
+        runs = []
+        for _ in range(self._repeat or place.cell.times(tool.name)):
+            click.echo(f"{place.title}: {tool.name}", nl=False)
+            try:
+                result = copying.measure(tool, place.image, place.older, place.cell.killed)
+            except ToolFailed as failed:
+                click.echo(f" FAILED: {failed}")
+                return Failure(place, tool, str(failed))
+            click.echo(f" {result.durable_seconds:.1f} s, CPU {result.cpu_seconds:.1f} s")
+            runs.append(result)
+        return Row(place, tool, tuple(runs), self._model.bound(place, typical(runs)))
 
 
 def _facts(rate: float) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The time that a copy takes at least on this machine, and which part says so.
 
 Both ends share one disk and the cores, so: the disk must carry the data in and
-out at once, the link what is left of it after compression, and the cores what
-the tool itself spent.
+out at once, the link what the target does not have of it, compressed, and the cores
+what the tool itself spent.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import os
 from dataclasses import dataclass
 
 from tests.bench import disk
+from tests.bench.copying import Result
 from tests.bench.images import Image
-from tests.bench.links import Shape
-from tests.bench.rig import Result
+from tests.bench.place import Place
 
 _LEVEL = 3  # what a core does at the rate of a gigabit link
 _SLOW_LEVEL, _SLOW_MBIT = 9, 200
@@ -39,18 +39,17 @@ class Model:
         self._disk = disk_bytes_per_second
         self._shares: dict[tuple[str, int], float] = {}
 
-    def bound(self, image: Image, shape: Shape, result: Result) -> Bound:
+    def bound(self, place: Place, result: Result) -> Bound:
         """The bound of one copy."""
-        data = min(image.allocated_bytes, image.size_bytes)
         parts = {
-            "disk": data / self._disk,
+            "disk": place.image.data_bytes / self._disk,
             "cpu": result.cpu_seconds / (os.cpu_count() or 1),
         }
-        payload = shape.payload_bytes_per_second
+        payload = place.shape.payload_bytes_per_second
         if payload is not None:
-            slow = (shape.mbit_per_second or 0) <= _SLOW_MBIT
-            share = self._share(image, _SLOW_LEVEL if slow else _LEVEL)
-            parts["link"] = data * share / payload
+            slow = (place.shape.mbit_per_second or 0) <= _SLOW_MBIT
+            share = self._share(place.image, _SLOW_LEVEL if slow else _LEVEL)
+            parts["link"] = place.new_bytes * share / payload
         part = max(parts, key=lambda name: parts[name])
         return Bound(max(parts[part], 1e-3), part)
 

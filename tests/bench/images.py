@@ -1,175 +1,115 @@
-"""The images that are copied: made once, kept, and remade when their recipe changes."""
+"""The images that are copied: made once, and kept as their recipes say."""
 
 from __future__ import annotations
 
 import os
-import random
-import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-MIB = 1 << 20
-GIB = 1 << 30
-_SEED = 20  # of everything that is random here, so that two runs compare
+from tests.bench.recipes import RECIPES, make_system
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image to copy.
+    """An image to copy, as it was when it was made.
 
     Attributes:
         name: Short name, for the table.
         format: "raw" or "qcow2", as QEMU calls it.
         path: The file.
         about: What is in it, in a few words.
+        size_bytes: Length of all files of it.
+        allocated_bytes: Bytes of disk that they use.
+        replaced_by: Of what this is an older copy; itself when it is none.
+        alike: How much of it is the same in that.
+        below: The file that it is an overlay of; None when it needs none.
+        verbatim: It has more in it than a guest sees: QEMU's tools have to copy it as
+            if it were a raw disk, or lose something.
+        shrinks: Whether a codec can make it smaller.
     """
 
     name: str
     format: str
     path: Path
     about: str
+    size_bytes: int
+    allocated_bytes: int
+    replaced_by: Path
+    alike: float = 1.0
+    below: Path | None = None
+    verbatim: bool = False
+    shrinks: bool = True
 
     @property
-    def size_bytes(self) -> int:
-        """Length of the file."""
-        return self.path.stat().st_size
+    def files(self) -> tuple[Path, ...]:
+        """All that has to be copied."""
+        return (self.path,) if self.below is None else (self.path, self.below)
 
     @property
-    def allocated_bytes(self) -> int:
-        """Bytes of disk that the file uses."""
-        return self.path.stat().st_blocks * 512
+    def read_as(self) -> str:
+        """The format by which QEMU's tools have to read it."""
+        return "raw" if self.verbatim else self.format
+
+    @property
+    def data_bytes(self) -> int:
+        """What has to be read at least."""
+        return min(self.allocated_bytes, self.size_bytes)
 
 
 class Images:
     """The images below one directory."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
-        self._recipes: dict[str, tuple[str, str, Callable[[Path], None]]] = {
-            "os": ("qcow2", "files of a real system in ext4", self._os),
-            "os-part": ("qcow2", "1 GiB of the above", self._os_part),
-            "sparse": ("raw", "16 GiB, 90 % holes, the rest as in os", self._sparse),
-            "random": ("raw", "2 GiB that no codec can shrink", self._random),
-            "zeros": ("raw", "4 GiB of zeros, all allocated", self._zeros),
-            "fragmented": ("qcow2", "1 GiB written in random order", self._fragmented),
-            "compressed": ("qcow2", "2 GiB as in os, zstd clusters", self._compressed),
-            "huge": ("raw", "1 TiB with 1 GiB of data in 10,000 places", self._huge),
-        }
-
-    @property
-    def names(self) -> list[str]:
-        """All images that can be had."""
-        return list(self._recipes)
 
     def get(self, name: str) -> Image:
         """An image, made if it is not there yet."""
-        format_, about, make = self._recipes[name]
-        path = self._directory / f"{name}.{format_}"
+        recipe = RECIPES[name]
+        path = self._path(name)
+        below = self.file(recipe.below) if recipe.below else None
         if not path.exists():
-            print(f"making image {name}: {about}", flush=True)
-            unfinished = path.with_suffix(".new")
-            unfinished.unlink(missing_ok=True)
-            make(unfinished)
-            _sync(unfinished)
-            unfinished.rename(path)
-        return Image(name, format_, path, about)
+            print(f"making image {name}: {recipe.about}", flush=True)
+            self._make(path, lambda unfinished: recipe.make(unfinished, self))
+        told = [file.stat() for file in (path, below) if file]
+        return Image(
+            name=name,
+            format=recipe.format,
+            path=path,
+            about=recipe.about,
+            size_bytes=sum(one.st_size for one in told),
+            allocated_bytes=sum(one.st_blocks * 512 for one in told),
+            replaced_by=self._path(recipe.replaced_by or name),
+            alike=recipe.alike,
+            below=below,
+            verbatim=recipe.verbatim,
+            shrinks=recipe.shrinks,
+        )
 
-    def _os_raw(self) -> Path:
-        path = self._directory / "os.raw"
+    def file(self, name: str) -> Path:
+        """The file of an image, made if it is not there yet."""
+        return self.get(name).path
+
+    def system(self) -> Path:
+        """The raw disk with a real system's files that others are made of."""
+        path = self.directory / "os.raw"
         if not path.exists():
-            unfinished = path.with_suffix(".new")
-            with unfinished.open("wb") as file:
-                file.truncate(8 * GIB)
-            _run("mkfs.ext4", "-q", "-F", "-d", "/usr", str(unfinished))
-            unfinished.rename(path)
+            self._make(path, make_system)
         return path
 
-    def _os(self, path: Path) -> None:
-        _run("qemu-img", "convert", "-O", "qcow2", str(self._os_raw()), str(path))
-        if path.stat().st_size < 4 * GIB:
-            raise RuntimeError(f"{path} is under 4 GiB: /usr of this machine is too small")
+    def drop(self, name: str) -> None:
+        """Remove an image, unless making it again takes long."""
+        if not RECIPES[name].kept:
+            self._path(name).unlink(missing_ok=True)
 
-    def _os_part(self, path: Path) -> None:
-        with tempfile.NamedTemporaryFile(dir=self._directory) as part:
-            self._cut(Path(part.name), GIB)
-            _run("qemu-img", "convert", "-O", "qcow2", part.name, str(path))
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}.{RECIPES[name].format}"
 
-    def _compressed(self, path: Path) -> None:
-        codec = ("-c", "-o", "compression_type=zstd")
-        with tempfile.NamedTemporaryFile(dir=self._directory) as part:
-            self._cut(Path(part.name), 2 * GIB)
-            _run("qemu-img", "convert", "-O", "qcow2", *codec, part.name, str(path))
-
-    def _sparse(self, path: Path) -> None:
-        dice = random.Random(_SEED)
-        wanted = 16 * GIB // 10
-        with path.open("wb") as out, self._os_raw().open("rb") as source:
-            out.truncate(16 * GIB)
-            source.seek(GIB)
-            while wanted > 0:
-                run = dice.randint(16, 4096) * 4096
-                out.seek(dice.randrange(16 * GIB // MIB - 16) * MIB)
-                out.write(source.read(run))
-                wanted -= run
-
-    def _random(self, path: Path) -> None:
-        with path.open("wb") as out:
-            for _ in range(2 * GIB // (8 * MIB)):
-                out.write(os.urandom(8 * MIB))
-
-    def _zeros(self, path: Path) -> None:
-        with path.open("wb") as out:
-            for _ in range(4 * GIB // (8 * MIB)):
-                out.write(bytes(8 * MIB))
-
-    def _fragmented(self, path: Path) -> None:
-        """Both the clusters in the image and the image on the disk lie anyhow."""
-        cluster, pieces = 65536, 512
-        dice = random.Random(_SEED)
-        order = list(range(GIB // cluster))
-        dice.shuffle(order)
-        with tempfile.TemporaryDirectory(dir=self._directory) as scratch:
-            with self._os_raw().open("rb") as source:
-                source.seek(GIB)
-                for piece in range(pieces):
-                    (Path(scratch) / str(piece)).write_bytes(source.read(cluster))
-            commands = "".join(
-                f"write -q -s {scratch}/{dice.randrange(pieces)} {at * cluster} {cluster}\n"
-                for at in order
-            )
-            _run("qemu-img", "create", "-q", "-f", "qcow2", str(path), str(GIB))
-            command = ["qemu-io", "-f", "qcow2", "-n", str(path)]
-            subprocess.run(
-                command, input=commands, text=True, check=True, stdout=subprocess.DEVNULL
-            )
-
-    def _huge(self, path: Path) -> None:
-        extents, size = 10_000, 1 << 40
-        dice = random.Random(_SEED)
-        length = GIB // extents // 4096 * 4096
-        with path.open("wb") as out:
-            out.truncate(size)
-            for slot in range(extents):
-                room = size // extents // 4096
-                start = (slot * room + dice.randrange(room - length // 4096)) * 4096
-                out.seek(start)
-                out.write(dice.randbytes(length // 2) + bytes([slot % 255 + 1]) * (length // 2))
-
-    def _cut(self, path: Path, size_bytes: int) -> None:
-        """Take data out of the middle of the system image."""
-        with self._os_raw().open("rb") as source, path.open("wb") as out:
-            source.seek(GIB)
-            for _ in range(size_bytes // (8 * MIB)):
-                out.write(source.read(8 * MIB))
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _run(*command: str) -> None:
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    def _make(self, path: Path, make: Callable[[Path], None]) -> None:
+        unfinished = path.with_suffix(".new")
+        unfinished.unlink(missing_ok=True)
+        make(unfinished)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.rename(path)

@@ -27,11 +27,18 @@ class Shape:
         name: As in the table.
         mbit_per_second: Its rate; None when nothing limits it.
         rtt_ms: Round trip time of the relay; 0 without one.
+        loss: Share of the packets that the relay loses, in both directions.
+        cut_seconds: How often the relay cuts all connections; 0 for never.
+        congestion: How TCP finds the rate, unless a program asks for another way. It is
+            set because machines differ; this is what nearly all have.
     """
 
     name: str
     mbit_per_second: int | None = None
     rtt_ms: int = 0
+    loss: float = 0.0
+    cut_seconds: float = 0.0
+    congestion: str = "cubic"
 
     @property
     def payload_bytes_per_second(self) -> float | None:
@@ -39,13 +46,19 @@ class Shape:
         if self.mbit_per_second is None:
             return None
         share = _PACKET if self.rtt_ms else _ETHERNET
-        return self.mbit_per_second * 1e6 / 8 * share
+        return self.mbit_per_second * 1e6 / 8 * share * (1 - self.loss)
 
 
 UNSHAPED = Shape("unshaped")
 GIGABIT = Shape("1 Gbit/s", 1000)
 WAN = Shape("100 Mbit/s 50 ms", 100, 50)
-SHAPES = {"unshaped": UNSHAPED, "gigabit": GIGABIT, "wan": WAN}
+LOSSY = Shape("100 Mbit/s 50 ms, 1 % lost", 100, 50, loss=0.01)
+LOSSY_BBR = Shape(f"{LOSSY.name}, BBR for all", 100, 50, loss=0.01, congestion="bbr")
+CUT = Shape("100 Mbit/s 50 ms, cut every 10 s", 100, 50, cut_seconds=10)
+SHAPES = {
+    "unshaped": UNSHAPED, "gigabit": GIGABIT, "wan": WAN,
+    "loss": LOSSY, "loss-bbr": LOSSY_BBR, "cut": CUT,
+}  # fmt: skip
 
 
 class Link:
@@ -72,7 +85,8 @@ class Link:
             _ip("link", "set", device, "netns", netns)
             _ip("-n", netns, "address", "add", f"{ADDRESS[side]}/24", "dev", device)
             _ip("-n", netns, "link", "set", device, "mtu", str(_MTU), "up")
-            _ip("-n", netns, "route", "replace", f"{ADDRESS[other]}/32", "dev", device)
+            _ip("-n", netns, "route", "replace", f"{ADDRESS[other]}/32", "dev", device,
+                "congctl", self.shape.congestion)  # fmt: skip
             if self.shape.mbit_per_second and not self.shape.rtt_ms:
                 rate = f"{self.shape.mbit_per_second}mbit"
                 _run("tc", "-n", netns, "qdisc", "add", "dev", device, "root",
@@ -122,10 +136,11 @@ class Link:
         return int(subprocess.check_output(self.command(side, "cat", path)))
 
     def _start_relay(self) -> None:
-        rate, one_way = self.shape.mbit_per_second, self.shape.rtt_ms / 2
+        shape = self.shape
+        nature = (shape.mbit_per_second, shape.rtt_ms / 2, shape.loss, shape.cut_seconds)
         self._relay = subprocess.Popen(
             [sys.executable, "-m", "tests.bench.relay",
-             self._device["a"], self._device["b"], str(rate), str(one_way)],
+             self._device["a"], self._device["b"], *map(str, nature)],
             cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -50,9 +50,7 @@ class Side:
     ) -> None:
         self._ended.set()
         self._sampler.join()
-        for pid in self._pids():
-            with suppress(ProcessLookupError):
-                os.kill(pid, 9)
+        self.kill()
         for _ in range(200):
             with suppress(OSError):
                 self._group.rmdir()
@@ -68,18 +66,34 @@ class Side:
         stat = dict(line.split() for line in (self._group / "cpu.stat").read_text().splitlines())
         return Cost(int(stat["usage_usec"]) / 1e6, self._peak)
 
-    def _pids(self) -> list[int]:
-        return [int(pid) for pid in (self._group / "cgroup.procs").read_text().split()]
+    def pids(self) -> set[int]:
+        """Its processes."""
+        return {int(pid) for pid in (self._group / "cgroup.procs").read_text().split()}
+
+    def kill(self) -> None:
+        """Kill all of them, as a machine that loses power does."""
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, 9)
 
     def _sample(self) -> None:
         while not self._ended.wait(_SAMPLE_SECONDS):
-            self._peak = max(self._peak, sum(_rss_bytes(pid) for pid in self._pids()))
+            self._peak = max(self._peak, sum(_rss_bytes(pid) for pid in self.pids()))
 
 
 def cached_bytes(*paths: Path) -> int:
     """How much of these files is in the page cache."""
     command = ["fincore", "--bytes", "--noheadings", "--output", "RES", *map(str, paths)]
     return sum(int(number) for number in subprocess.check_output(command).split())
+
+
+def used_bytes(directory: Path) -> int:
+    """Disk that the files in a directory use, while they come and go."""
+    used = 0
+    for file in directory.iterdir():
+        with suppress(FileNotFoundError):
+            used += file.stat().st_blocks * 512
+    return used
 
 
 def evict(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,105 +12,137 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench.bound import Bound
-from tests.bench.images import Image
-from tests.bench.links import Shape
-from tests.bench.rig import Result
-from tests.bench.tools import Tool
-
-
-@dataclass(frozen=True)
-class Row:
-    """One tool in one cell of the matrix."""
-
-    image: Image
-    shape: Shape
-    tool: Tool
-    result: Result
-    bound: Bound
-
-    @property
-    def link_busy(self) -> float | None:
-        """How much of the link's capacity was used; None when it has no limit."""
-        if self.shape.mbit_per_second is None or self.result.carried_bytes is None:
-            return None
-        capacity = self.shape.mbit_per_second * 1e6 / 8 * self.result.wall_seconds
-        return self.result.carried_bytes / capacity
-
-    def as_json(self) -> dict[str, Any]:
-        """As in mover.json."""
-        return {
-            "image": self.image.name,
-            "image_size_bytes": self.image.size_bytes,
-            "image_allocated_bytes": self.image.allocated_bytes,
-            "link": self.shape.name,
-            "tool": self.tool.name,
-            "promises": sorted(self.tool.promises),
-            **self.result.as_json(),
-            "bound_seconds": self.bound.seconds,
-            "bound_part": self.bound.part,
-            "wall_over_bound": self.result.durable_seconds / self.bound.seconds,
-            "link_busy": self.link_busy,
-        }
+from tests.bench.place import Place
+from tests.bench.price import Price
+from tests.bench.row import Failure, Row
 
 
 class Report:
     """Everything measured so far; written anew after each copy."""
 
-    def __init__(self, directory: Path, facts: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, facts: dict[str, Any], price: Price) -> None:
         self._directory = directory
         self._facts = facts
+        self._price = price
         self._rows: list[Row] = []
+        self._failures: list[Failure] = []
 
-    def add(self, row: Row) -> None:
+    def add(self, found: Row | Failure) -> None:
         """Note a result."""
-        self._rows.append(row)
-        measured = {"machine": self._facts, "results": [row.as_json() for row in self._rows]}
+        if isinstance(found, Row):
+            self._rows.append(found)
+        else:
+            self._failures.append(found)
+        measured = {
+            "machine": self._facts,
+            "promises_cpu_seconds_per_gb": asdict(self._price),
+            "results": [
+                {
+                    **row.as_json(),
+                    "sent_again_bytes": self._sent_again(row),
+                    "fair": self._fair(row),
+                }
+                for row in self._rows
+            ],
+            "failures": [failure.as_json() for failure in self._failures],
+        }
         (self._directory / "mover.json").write_text(json.dumps(measured, indent=1) + "\n")
 
     def print(self) -> None:
         """Show a table for each cell, the fastest first."""
-        console = Console(width=150)
-        for image, shape in dict.fromkeys((row.image, row.shape) for row in self._rows):
-            rows = [row for row in self._rows if (row.image, row.shape) == (image, shape)]
-            title = f"{image.name} ({image.about}), {shape.name}"
-            table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-            table.add_column("tool")
+        console = Console(width=180)
+        for place in self._places():
+            table = Table(
+                title=f"{place.title} ({place.image.about})",
+                title_justify="left",
+                box=box.SIMPLE_HEAD,
+            )
+            table.add_column("tool", no_wrap=True)
             for name in _COLUMNS:
                 table.add_column(name, justify="right")
-            base = [row for row in rows if row.tool.name.startswith("rsync")]
-            for row in sorted(rows, key=lambda row: row.result.durable_seconds):
-                table.add_row(*_cells(row, base[0] if base else None))
+            rows = self._of(place)
+            base = next((row for row in rows if row.tool.name.startswith("rsync")), None)
+            for row in sorted(rows, key=lambda row: row.typical.durable_seconds):
+                table.add_row(*_cells(row, base, self._sent_again(row)))
+            for failure in self._failures:
+                if failure.place == place:
+                    table.add_row(failure.tool.name, "failed")
             console.print(table)
+            for row in rows:
+                console.print(*self._words_on_price(row))
 
     def plot(self) -> Path:
         """Draw the time of each tool, a group of bars for each cell."""
         picture = self._directory / "mover.png"
         tools = list(dict.fromkeys(row.tool.name for row in self._rows))
         lines = [" ".join(["cell", *(f'"{tool}"' for tool in tools)])]
-        for image, shape in dict.fromkeys((row.image, row.shape) for row in self._rows):
-            found = {
-                row.tool.name: f"{row.result.durable_seconds:.2f}"
-                for row in self._rows
-                if (row.image, row.shape) == (image, shape)
-            }
-            cells = (found.get(tool, "?") for tool in tools)
-            lines.append(" ".join([f'"{image.name}\\n{shape.name}"', *cells]))
+        for place in self._places():
+            found = {row.tool.name: row.typical.durable_seconds for row in self._of(place)}
+            cells = (f"{found[tool]:.2f}" if tool in found else "?" for tool in tools)
+            label = place.title.replace(", ", "\\n")
+            lines.append(" ".join([f'"{label}"', *cells]))
         data = self._directory / "mover.dat"
         data.write_text("\n".join(lines) + "\n")
         columns = ", ".join(
             f"'{data}' using {index}{':xtic(1)' if index == 2 else ''} title columnheader"
             for index in range(2, len(tools) + 2)
         )
-        subprocess.run(["gnuplot"], input=_PLOT.format(picture, columns), text=True, check=True)
+        width = max(1500, 140 * len(lines))
+        script = _PLOT.format(width, picture, columns)
+        subprocess.run(["gnuplot"], input=script, text=True, check=True)
         return picture
 
+    @property
+    def sound(self) -> bool:
+        """All copies are true, and only where links are cut some were not made."""
+        cut = all(failure.place.shape.cut_seconds for failure in self._failures)
+        return cut and all(row.identical for row in self._rows)
 
-_COLUMNS = ("durable s", "/ rsync", "/ bound", "limit", "CPU s", "CPU s/GB", "wire MB",
-            "link busy", "RSS a, b MB", "on disk MB", "cached MB", "identical")  # fmt: skip
+    def _places(self) -> list[Place]:
+        rows, failures = self._rows, self._failures
+        return list(dict.fromkeys([one.place for one in rows] + [one.place for one in failures]))
+
+    def _of(self, place: Place) -> list[Row]:
+        return [row for row in self._rows if row.place == place]
+
+    def _sent_again(self, row: Row) -> int | None:
+        """What a killed copy put on the wire that one which is let alone does not.
+
+        None for copies that were not killed, and for tools that never send the same twice.
+        """
+        if not row.place.cell.killed or row.tool.adapts:
+            return None
+        for other in self._rows:
+            same = other.place.undisturbed == row.place.undisturbed and other.tool == row.tool
+            if same and not other.place.cell.killed:
+                return row.typical.wire_bytes - other.typical.wire_bytes
+        return None
+
+    def _fair(self, row: Row) -> dict[str, float] | None:
+        """The CPU seconds a GB that a copy of Drover may take of what cannot shrink."""
+        peer = [one for one in self._of(row.place) if one.tool.name == "qemu-img"]
+        if row.place.image.shrinks or "hash" not in row.tool.promises or not peer:
+            return None
+        bare = peer[0].cpu_seconds_per_gb
+        return {"qemu_img": bare, **asdict(self._price), "sum": bare + self._price.of_both}
+
+    def _words_on_price(self, row: Row) -> list[str]:
+        fair = self._fair(row)
+        if fair is None:
+            return []
+        parts = "qemu-img {qemu_img:.2f} + TLS {tls:.2f} + BLAKE3 {hash:.2f} = {sum:.2f}"
+        verdict = "at or below" if row.cpu_seconds_per_gb <= fair["sum"] else "ABOVE"
+        own = f"{row.tool.name}: {row.cpu_seconds_per_gb:.2f} CPU s/GB"
+        return [f"  {own}, {verdict} {parts.format(**fair)}"]
+
+
+_COLUMNS = (
+    "durable s", "min-max", "/ rsync", "/ bound", "limit", "CPU s", "CPU s/GB", "wire MB",
+    "again MB", "link busy", "RSS a, b MB", "on disk MB", "cached MB", "identical",
+)  # fmt: skip
 
 _PLOT = """\
-set terminal png size 1500,700
+set terminal png size {},700
 set output '{}'
 set title 'Time until the copy is durable (seconds, logarithmic)'
 set style data histograms
@@ -123,29 +155,25 @@ plot {}
 """
 
 
-def _cells(row: Row, base: Row | None) -> list[str]:
-    result, mega = row.result, 1e6
-    moved = max(disk_bytes(row.image), 1)
+def _cells(row: Row, base: Row | None, sent_again: int | None) -> list[str]:
+    result, mega = row.typical, 1e6
     busy = row.link_busy
-    ratio = result.durable_seconds / base.result.durable_seconds if base else None
+    ratio = result.durable_seconds / base.typical.durable_seconds if base else None
     promises = "" if "tls" in row.tool.promises else " (no TLS)"
     return [
         row.tool.name + promises,
         f"{result.durable_seconds:.1f}",
+        "{:.1f}-{:.1f}".format(*row.spread) if len(row.runs) > 1 else "",
         f"{ratio:.2f}" if ratio is not None else "",
         f"{result.durable_seconds / row.bound.seconds:.2f}",
         row.bound.part,
         f"{result.cpu_seconds:.1f}",
-        f"{result.cpu_seconds / (moved / 1e9):.2f}",
+        f"{row.cpu_seconds_per_gb:.2f}",
         f"{result.wire_bytes / mega:.0f}",
+        f"{sent_again / mega:.0f}" if sent_again is not None else "",
         f"{busy:.0%}" if busy is not None else "",
         f"{result.sender_rss_bytes / mega:.0f}, {result.receiver_rss_bytes / mega:.0f}",
         f"{result.allocated_bytes / mega:.0f}",
         f"{result.cached_bytes / mega:.0f}",
-        "yes" if result.identical else "NO",
+        "yes" if row.identical else "NO",
     ]
-
-
-def disk_bytes(image: Image) -> int:
-    """What has to be read of an image at least."""
-    return min(image.allocated_bytes, image.size_bytes)

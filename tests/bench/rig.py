@@ -1,110 +1,44 @@
-"""One copy by one tool: servers, the timed command, and what it took."""
+"""Two sides with a link between them, and the processes that run on them."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from tests.bench import disk, meter
-from tests.bench.images import Image
+from tests.bench import meter
 from tests.bench.links import Link
 
 _START_SECONDS = 30.0
+_LOOK_SECONDS = 0.02
+_LONGEST_SECONDS = 1800.0
 
 
-@dataclass(frozen=True)
-class Result:
-    """What one copy took.
-
-    Attributes:
-        wall_seconds: From the start of the command to its end.
-        durable_seconds: The same, and until the target is surely on the disk.
-        cpu_seconds: Of all processes of both sides.
-        sender_cpu_seconds, receiver_cpu_seconds: Of each side.
-        wire_bytes: Sent by both interfaces.
-        carried_bytes: What the link carried to the target of what it can; None when
-            nothing limits it.
-        sender_rss_bytes, receiver_rss_bytes: Most memory of each side.
-        allocated_bytes: Disk that the target uses.
-        cached_bytes: Of source and target in the page cache afterwards.
-        identical: The target has exactly the content of the source.
-    """
-
-    wall_seconds: float
-    durable_seconds: float
-    cpu_seconds: float
-    sender_cpu_seconds: float
-    receiver_cpu_seconds: float
-    wire_bytes: int
-    carried_bytes: int | None
-    sender_rss_bytes: int
-    receiver_rss_bytes: int
-    allocated_bytes: int
-    cached_bytes: int
-    identical: bool
-
-    def as_json(self) -> dict[str, Any]:
-        """As in the report."""
-        return asdict(self)
+class ToolFailed(Exception):
+    """A tool did not make its copy."""
 
 
 class Rig:
-    """Two sides, a link between them, and a directory that the target goes to."""
+    """Two sides, a link between them, and a directory for what both of them need."""
 
     def __init__(self, link: Link, directory: Path) -> None:
         self.link = link
         self.directory = directory
-        self._known: dict[Path, bytes] = {}
         self._sides: dict[str, meter.Side] = {}
 
-    @property
-    def target_directory(self) -> Path:
-        """Where targets are placed."""
-        return self.directory / "target"
-
-    def measure(self, tool: Any, image: Image) -> Result:
-        """Copy an image with a tool, from cold caches."""
-        shutil.rmtree(self.target_directory, ignore_errors=True)
-        self.target_directory.mkdir(parents=True)
-        target = self.target_directory / image.path.name
-        meter.evict(image.path)
+    @contextmanager
+    def sides(self) -> Iterator[None]:
+        """Count what runs on each side, and leave nothing running."""
         with ExitStack() as stack:
-            for side in "ab":
-                self._sides[side] = stack.enter_context(meter.Side(side))
-            command = stack.enter_context(tool.prepare(self, image, target))
-            sent, carried = self.link.sent_bytes(), self.link.carried_bytes()
-            began = time.monotonic()
-            self._run("a", command)
-            wall = time.monotonic() - began
-            _fsync(target)
-            durable = time.monotonic() - began
-            wire = self.link.sent_bytes() - sent
-            if carried is not None:
-                carried = (self.link.carried_bytes() or 0) - carried
-            sender, receiver = (self._sides[side].cost() for side in "ab")
-            cached = meter.cached_bytes(image.path, target)
-        return Result(
-            wall_seconds=wall,
-            durable_seconds=durable,
-            cpu_seconds=sender.cpu_seconds + receiver.cpu_seconds,
-            sender_cpu_seconds=sender.cpu_seconds,
-            receiver_cpu_seconds=receiver.cpu_seconds,
-            wire_bytes=wire,
-            carried_bytes=carried,
-            sender_rss_bytes=sender.peak_rss_bytes,
-            receiver_rss_bytes=receiver.peak_rss_bytes,
-            allocated_bytes=target.stat().st_blocks * 512,
-            cached_bytes=cached,
-            identical=self._same(image, target),
-        )
+            self._sides = {side: stack.enter_context(meter.Side(side)) for side in "ab"}
+            yield
+
+    def costs(self) -> tuple[meter.Cost, meter.Cost]:
+        """What the sides, a and b, have taken so far."""
+        return self._sides["a"].cost(), self._sides["b"].cost()
 
     @contextmanager
     def server(self, side: str, *command: str, port: int | None = None) -> Iterator[None]:
@@ -122,12 +56,43 @@ class Rig:
                 process.kill()
                 process.wait()
 
-    def _run(self, side: str, command: list[str]) -> None:
-        process = self._start(side, command)
-        if process.wait() != 0:
-            raise RuntimeError(f"{command[0]} failed; its words are in {self._log}")
+    def run(self, command: Sequence[str]) -> None:
+        """Run a command on side a to its end.
 
-    def _start(self, side: str, command: tuple[str, ...] | list[str]) -> subprocess.Popen[bytes]:
+        Raises:
+            ToolFailed: It says so, or takes for ever.
+        """
+        process = self._start("a", command)
+        try:
+            code = process.wait(_LONGEST_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise ToolFailed(f"not done in {_LONGEST_SECONDS:.0f} s") from None
+        if code != 0:
+            raise ToolFailed(f"{command[0]} exits with {code}; its words are in {self._log}")
+
+    def run_until(self, enough: Callable[[], bool], command: Sequence[str]) -> None:
+        """Run a command on side a, and kill all of that side as soon as it is enough.
+
+        Returns when what the command had started on side b has ended, too.
+
+        Raises:
+            ToolFailed: It ended before, or side b did not notice.
+        """
+        servers = self._sides["b"].pids()
+        process = self._start("a", command)
+        while not enough():
+            if process.poll() is not None:
+                raise ToolFailed(f"{command[0]} ended before it was killed; see {self._log}")
+            time.sleep(_LOOK_SECONDS)
+        self._sides["a"].kill()
+        process.wait()
+        end = time.monotonic() + _START_SECONDS
+        while self._sides["b"].pids() - servers:
+            if time.monotonic() > end:
+                raise ToolFailed(f"the target never noticed that {command[0]} was killed")
+            time.sleep(_LOOK_SECONDS)
+
+    def _start(self, side: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         with self._log.open("ab") as log:
             return subprocess.Popen(
                 self.link.command(side, *command),
@@ -147,25 +112,7 @@ class Rig:
         while not subprocess.check_output(command):
             if process.poll() is not None or time.monotonic() > end:
                 raise RuntimeError(f"no server on port {port}; its words are in {self._log}")
-            time.sleep(0.02)
-
-    def _same(self, image: Image, target: Path) -> bool:
-        if image.path not in self._known:
-            self._known[image.path] = disk.fingerprint(image.path)
-        if disk.fingerprint(target) == self._known[image.path]:
-            return True
-        # Tools that copy what the guest sees lay out a qcow2 file in another way.
-        compare = ["qemu-img", "compare", "-q", "-U", "-T", "none",
-                   "-f", image.format, "-F", image.format]  # fmt: skip
-        done = subprocess.run([*compare, str(image.path), str(target)], check=False)
-        return image.format == "qcow2" and done.returncode == 0
-
-
-def _fsync(path: Path) -> None:
-    for one in (path, path.parent):
-        descriptor = os.open(one, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+            time.sleep(_LOOK_SECONDS)
 
 
 def own_tool(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,3 +55,10 @@ def test_a_number_that_is_given_stays(far: Link, certs: Certs, tmp_path: Path) -
 def test_near_by_a_few_are_enough(certs: Certs, tmp_path: Path) -> None:
     with Link(Shape("near", 100)) as link:
         assert max(_connections(link, certs, tmp_path)) == 4
+
+
+def test_a_copy_outlives_its_connections(certs: Certs, tmp_path: Path) -> None:
+    with Link(Shape("cut", 100, 10, cut_seconds=0.7)) as link:
+        _connections(link, certs, tmp_path)
+        count = link.command("a", "nstat", "-asz", "TcpEstabResets")
+        assert int(subprocess.check_output(count).split()[-2]) >= 4
