@@ -469,7 +469,7 @@ pub(crate) mod tests {
 
     #[test]
     fn what_has_arrived_gets_its_blocks_in_one_step_and_holes_stay_holes() {
-        let (_dir, _mount, at) = ext4();
+        let (_dir, _mount, at) = ext4("");
         let medium = dense(&at.join("f"), true, 100 * SIZE, 0);
         let mut data = crate::sys::AlignedBuf::new(SIZE as usize).unwrap();
         data.fill(7);

@@ -107,7 +107,10 @@ impl Session {
             let path = spec.root.join(&spec.name);
             faults::in_memory(&path, Op::Arrive, header.offset, &mut buffer[..body]);
         }
-        if !is_misfit && !is_patch && let Some(target) = self.target(&header) {
+        if !is_misfit
+            && !is_patch
+            && let Some(target) = self.target(&header)
+        {
             target.expect(header.offset / digest::CHUNK, &bitmap);
         }
         let cargo = match (is_misfit, is_patch) {

@@ -124,6 +124,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::budget::Budget;
     use crate::digest::{self, Hash};
     use crate::mode::CopyMode;
     use crate::opening::{self, Announced};
@@ -158,7 +159,8 @@ mod tests {
             mode: CopyMode::Verbatim,
             revision: None,
         };
-        match opening::open(&spec, "t", &announced, &|| true).unwrap() {
+        let share = Budget::new(u64::MAX).share();
+        match opening::open(&spec, "t", &announced, share, &|| true).unwrap() {
             Opened::Receiving(target) => *target,
             Opened::Published(_) => panic!("it is there already"),
         }
@@ -197,11 +199,11 @@ mod tests {
         place(&target, 0);
         target.barrier().unwrap();
         assert_eq!(looks(&target), 0, "incomplete");
-        target.place_zeros(1, 65).unwrap();
+        target.place_zeros(1, 65, &|| true).unwrap();
         assert_eq!(looks(&target), 0, "not durable");
         target.barrier().unwrap();
         assert_eq!((looks(&target), looks(&target)), (1, 0));
-        target.place_zeros(65, 128).unwrap();
+        target.place_zeros(65, 128, &|| true).unwrap();
         // The rest of it, and no more: what was proven may rot unseen by then.
         rot(dir.path(), 5);
         target.prove(&|| true).unwrap();
@@ -212,7 +214,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = open(dir.path(), 2 * CHUNK);
         place(&target, 0);
-        target.place_zeros(1, 2).unwrap();
+        target.place_zeros(1, 2, &|| true).unwrap();
         target.prove(&|| true).unwrap();
         // Two connections brought the chunk, and one was slow.
         let (chunk, _) = chunk();
@@ -230,10 +232,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let target = open(dir.path(), SEGMENT);
         place(&target, 0);
-        target.place_zeros(1, 64).unwrap();
+        target.place_zeros(1, 64, &|| true).unwrap();
         target.prove(&|| true).unwrap();
         place(&target, 0);
-        target.place_zeros(1, 64).unwrap();
+        target.place_zeros(1, 64, &|| true).unwrap();
         target.barrier().unwrap();
         assert_eq!(looks(&target), 0);
     }
@@ -245,7 +247,7 @@ mod tests {
         let target = open(dir.path(), size);
         for first in [0, 64, 128] {
             place(&target, first);
-            target.place_zeros(first + 1, first + 64).unwrap();
+            target.place_zeros(first + 1, first + 64, &|| true).unwrap();
             target.barrier().unwrap();
         }
         assert_eq!(looks(&target), 3);
@@ -253,7 +255,7 @@ mod tests {
         rot(dir.path(), 5);
         let target = open(dir.path(), size);
         assert_eq!(target.resumed, 3 * SEGMENT, "found out before");
-        target.place_zeros(192, 256).unwrap();
+        target.place_zeros(192, 256, &|| true).unwrap();
         let error = target.prove(&|| true).unwrap_err();
         assert_eq!((error.code, error.offset), (Code::TargetIo, Some(0)));
         drop(target);
@@ -265,7 +267,7 @@ mod tests {
     fn a_session_that_ends_does_not_wait_for_it() {
         let dir = tempfile::tempdir().unwrap();
         let target = open(dir.path(), SEGMENT);
-        target.place_zeros(0, 64).unwrap();
+        target.place_zeros(0, 64, &|| true).unwrap();
         let error = target.prove(&|| false).unwrap_err();
         assert_eq!(error.code, Code::SessionClosed);
     }
