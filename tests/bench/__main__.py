@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from tests.bench import disk, matrix, price
+from tests.bench import matrix, price
 from tests.bench.bound import Model
 from tests.bench.copying import Copying
 from tests.bench.images import Images
@@ -74,8 +74,9 @@ class _Bench:
     def __init__(self, keep: Path, repeat: int | None) -> None:
         self._keep, self._repeat = keep, repeat
         self._images = Images(keep / "images")
-        rate = disk.copy_rate(self._images.get("random").path, keep / "scratch")
-        self._model = Model(rate)
+        self._model = Model(keep / "scratch")
+        dense = self._images.get("random")
+        rate = dense.data_bytes / self._model.disk_seconds(dense.path)
         self.report = Report(keep, _facts(rate), price.measure())
 
     def measure(self, cell: matrix.Cell) -> None:

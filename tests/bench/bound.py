@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.bench import disk
 from tests.bench.copying import Result
@@ -35,14 +36,16 @@ class Bound:
 class Model:
     """The least time of copies, from what the parts of this machine can do."""
 
-    def __init__(self, disk_bytes_per_second: float) -> None:
-        self._disk = disk_bytes_per_second
+    def __init__(self, scratch: Path) -> None:
+        """Measure the disk by copies to `scratch`, which is removed each time."""
+        self._scratch = scratch
+        self._disk: dict[Path, float] = {}
         self._shares: dict[tuple[str, int], float] = {}
 
     def bound(self, place: Place, result: Result) -> Bound:
         """The bound of one copy."""
         parts = {
-            "disk": place.image.data_bytes / self._disk,
+            "disk": sum(self.disk_seconds(file) for file in place.image.files),
             "cpu": result.cpu_seconds / (os.cpu_count() or 1),
         }
         payload = place.shape.payload_bytes_per_second
@@ -52,6 +55,12 @@ class Model:
             parts["link"] = place.new_bytes * share / payload
         part = max(parts, key=lambda name: parts[name])
         return Bound(max(parts[part], 1e-3), part)
+
+    def disk_seconds(self, file: Path) -> float:
+        """What the disk needs for the data of a file, as it lies there."""
+        if file not in self._disk:
+            self._disk[file] = disk.copy_seconds(file, self._scratch)
+        return self._disk[file]
 
     def _share(self, image: Image, level: int) -> float:
         key = (image.name, level)

@@ -15,9 +15,9 @@ import zstandard
 
 _MIB = 1 << 20
 _SEGMENT_BLOCKS = 64
-_SEGMENT = _SEGMENT_BLOCKS * _MIB
 _THREADS = 4
 _HUGE_PAGE = 2 * _MIB
+_BLOCK = 4096
 _ZERO = bytes(_MIB)
 
 
@@ -87,29 +87,41 @@ def compressed_share(path: Path, level: int) -> float:
     return after / before if before else 0.0
 
 
-def copy_rate(source: Path, scratch: Path, size_bytes: int = 1 << 30) -> float:
-    """Bytes a second of a local copy that does nothing else, made durable.
+def copy_seconds(source: Path, scratch: Path) -> float:
+    """How long a local copy of a file's data takes that does nothing else, made durable.
 
-    Both ends of the benchmark share one disk, so this is what it gives at best
-    to a reader and a writer at once: the blocks are there before they are written,
-    and the memory is in huge pages, so that a request is few pieces.
+    Both ends of the benchmark share one disk, so this is what it gives at best to a
+    reader and a writer at once, for data that lies as it does in this file: the blocks
+    are there before they are written, and the memory is in huge pages, so that a request
+    is few pieces.
     """
+    size = source.stat().st_size
     reading = os.open(source, os.O_RDONLY | os.O_DIRECT)
     writing = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o600)
 
-    def copy(start: int) -> None:
+    def copy(pieces: list[range]) -> None:
         buffer = _in_huge_page()
-        for at in range(start, start + _SEGMENT, _MIB):
-            os.preadv(reading, [buffer], at)
-            os.pwritev(writing, [buffer], at)
+        for piece in pieces:
+            memory = buffer[: -(-len(piece) // _BLOCK) * _BLOCK]
+            os.preadv(reading, [memory], piece.start)
+            os.pwritev(writing, [memory], piece.start)
 
     try:
+        extents = list(_extents(reading, size))
+        pieces = [
+            range(at, min(at + _MIB, end))
+            for start, end in extents
+            for at in range(start, end, _MIB)
+        ]
         began = time.monotonic()
-        os.posix_fallocate(writing, 0, size_bytes)
+        os.ftruncate(writing, size)
+        for start, end in extents:
+            os.posix_fallocate(writing, start, end - start)
         with ThreadPoolExecutor(_THREADS) as pool:
-            list(pool.map(copy, range(0, size_bytes, _SEGMENT)))
+            starts = range(0, len(pieces), _SEGMENT_BLOCKS)
+            list(pool.map(lambda at: copy(pieces[at : at + _SEGMENT_BLOCKS]), starts))
         os.fdatasync(writing)
-        return size_bytes / (time.monotonic() - began)
+        return time.monotonic() - began
     finally:
         os.close(reading)
         os.close(writing)
