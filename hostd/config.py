@@ -88,11 +88,14 @@ class StorageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         allowed_formats: Disk formats that may be moved.
         seeds: Files, as "ROOT/NAME", whose blocks are reused for disks that come here:
             templates that disks were made from, or older copies. They are only read.
+        readback: Read what arrives back from the disk, and compare it, before it counts
+            as arrived.
     """
 
     roots: dict[str, Path]
     allowed_formats: tuple[str, ...] = FORMATS
     seeds: tuple[str, ...] = ()
+    readback: bool = False
 
     @property
     def seed_places(self) -> list[tuple[str, str]]:

@@ -303,7 +303,11 @@ class IncomingFiles:
 
 
 def incoming(
-    file: CreatedFile, volume: domain_pb2.Volume, seeds: tuple[tuple[Path, str], ...]
+    file: CreatedFile,
+    volume: domain_pb2.Volume,
+    seeds: tuple[tuple[Path, str], ...],
+    *,
+    readback: bool,
 ) -> IncomingVolume:
     """A volume as diskmover receives it, reusing blocks of `seeds`."""
     return IncomingVolume(
@@ -312,6 +316,7 @@ def incoming(
         name=file.name,
         size_bytes=volume.size_bytes,
         mode=_BACKING_MODE if volume.kind == BACKING else _DISK_MODE,
+        readback=readback,
         seeds=seeds,
     )
 

@@ -80,7 +80,11 @@ class TargetSteps:
             raise DroverError(Reason.INVALID_FIELD, "volumes is empty.", subject="volumes")
         files = {v.volume_id: self.files.announce(record, v) for v in request.volumes}
         seeds = self._reuse.seeds(request.volumes, files)
-        coming = [incoming(files[v.volume_id], v, seeds[v.volume_id]) for v in request.volumes]
+        readback = self._config.storage.readback
+        coming = [
+            incoming(files[v.volume_id], v, seeds[v.volume_id], readback=readback)
+            for v in request.volumes
+        ]
         self._data_port.open(
             fence.migration_id, request.session_key, request.sender_identity, coming
         )

@@ -94,6 +94,10 @@ pub mod written;
 
 // What the tests over the wire use serves those that need a seam in here too.
 #[cfg(test)]
+#[path = "../tests/wire/peer.rs"]
+#[allow(dead_code, unreachable_pub, missing_docs)]
+mod peer;
+#[cfg(test)]
 #[path = "../tests/wire/pki.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod pki;

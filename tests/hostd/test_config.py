@@ -9,7 +9,10 @@ from click.testing import CliRunner
 
 from controlplane.common.config import ConfigError
 from hostd.config import read_config
+from hostd.incoming import incoming
 from hostd.main import main
+from hostd.records import CreatedFile
+from hostd.v1 import domain_pb2
 
 MINIMAL = """
 fleet = "lab"
@@ -39,6 +42,15 @@ def test_minimal_file_gets_safe_defaults(tmp_path: Path) -> None:
     assert config.limits.max_copies == 2
     assert config.limits.io_priority == "normal"
     assert config.limits.volume_memory_mib == 512
+
+
+@pytest.mark.parametrize("said", ["", "readback = false\n", "readback = true\n"])
+def test_disks_are_read_back_where_the_operator_says_so(tmp_path: Path, said: str) -> None:
+    text = MINIMAL.replace("[storage.roots]", f"[storage]\n{said}[storage.roots]")
+    storage = read_config(write(tmp_path, text)).storage
+    file, volume = CreatedFile("vda", tmp_path, "disk"), domain_pb2.Volume(size_bytes=1)
+    coming = incoming(file, volume, (), readback=storage.readback)
+    assert coming.readback == ("true" in said)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,9 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use super::{Fault, Op, Rule, inject};
-use crate::digest::CHUNK;
+use crate::digest::{self, CHUNK};
+use crate::frame::Kind;
+use crate::peer::Peer;
 use crate::push::{Job, Push};
 use crate::rig::{Rig, eventually, finish, noise, run};
 use crate::target::Proof;
@@ -35,6 +37,39 @@ fn every_chunk_is_read_back_once() {
     rig.open(&[("disk", CHUNKS * CHUNK)]).unwrap();
     run(rig.job(&[&source])).unwrap();
     assert_eq!(reads.map(|read| read.met()), [1; 5]);
+}
+
+#[test]
+fn what_comes_twice_and_is_written_when_all_is_there_is_read_back_again() {
+    let rig = Rig::new();
+    rig.care.borrow_mut().proof = Proof::Readback;
+    let on = |op, time, times| Rule {
+        file: ".part",
+        op,
+        at: Some(9),
+        after: 0,
+        times,
+        fault: Fault::Slow(time),
+    };
+    let late = inject(&rig.root(), on(Op::Write, Duration::from_secs(3), 1));
+    let reads = inject(&rig.root(), on(Op::Read, Duration::ZERO, u32::MAX));
+    rig.open(&[("disk", CHUNK)]).unwrap();
+    let content = noise(1, CHUNK as usize);
+    let mut first = Peer::sending(&rig, "disk", CHUNK);
+    first.data(0, 0, CHUNK, &content);
+    eventually("it is about to be written", || {
+        late.has_struck().then_some(())
+    });
+    let mut second = Peer::dial(&rig, &rig.pki.host("a"));
+    second.hello(|_| {});
+    second.hear_kind(Kind::Welcome);
+    second.data(0, 0, CHUNK, &content);
+    second.hear_kind(Kind::Ack);
+    let hash = digest::chunk_hash(&digest::scan(&content), &content);
+    let root = digest::root(CHUNK, [digest::segment_hash(&[hash])].iter());
+    second.finish(0, CHUNK, &root);
+    second.hear_kind(Kind::Receipt);
+    assert_eq!(reads.met(), 2, "not read back after its last write");
 }
 
 #[test]
