@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +59,7 @@ def main(
     cells = matrix.choose(matrix.QUICK if quick else matrix.FULL, images, links, tools)
     if not cells:
         raise click.UsageError("no cell has these; name an image and a link")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and leave nothing behind
     keep = keep.resolve()
     bench = _Bench(keep, repeat)
     for number, cell in enumerate(cells, start=1):

@@ -72,25 +72,11 @@ class Link:
         self._relay: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        for side in "ab":
-            _ip("netns", "add", self._netns[side])
-            _ip("-n", self._netns[side], "link", "set", "lo", "up")
-        if self.shape.rtt_ms:
-            self._start_relay()
-        else:
-            _ip("link", "add", self._device["a"], "type", "veth",
-                "peer", "name", self._device["b"])  # fmt: skip
-        for side, other in ("ab", "ba"):
-            netns, device = self._netns[side], self._device[side]
-            _ip("link", "set", device, "netns", netns)
-            _ip("-n", netns, "address", "add", f"{ADDRESS[side]}/24", "dev", device)
-            _ip("-n", netns, "link", "set", device, "mtu", str(_MTU), "up")
-            _ip("-n", netns, "route", "replace", f"{ADDRESS[other]}/32", "dev", device,
-                "congctl", self.shape.congestion)  # fmt: skip
-            if self.shape.mbit_per_second and not self.shape.rtt_ms:
-                rate = f"{self.shape.mbit_per_second}mbit"
-                _run("tc", "-n", netns, "qdisc", "add", "dev", device, "root",
-                     "tbf", "rate", rate, "burst", "1mb", "latency", "50ms")  # fmt: skip
+        try:
+            self._make()
+        except BaseException:
+            self._remove()
+            raise
         return self
 
     def __exit__(
@@ -99,11 +85,7 @@ class Link:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._relay is not None:
-            self._relay.communicate(timeout=10)  # it ends when its input does
-        for side in "ab":
-            with suppress(subprocess.CalledProcessError):
-                _ip("netns", "delete", self._netns[side])
+        self._remove()
 
     def command(self, side: str, *command: str) -> list[str]:
         """The command, in the namespace of a side."""
@@ -127,6 +109,34 @@ class Link:
         show = ["tc", "-s", "-j", "qdisc", "show", "dev", self._device["a"]]
         told = json.loads(subprocess.check_output(self.command("a", *show)))
         return int(told[0]["bytes"])
+
+    def _make(self) -> None:
+        for side in "ab":
+            _ip("netns", "add", self._netns[side])
+            _ip("-n", self._netns[side], "link", "set", "lo", "up")
+        if self.shape.rtt_ms:
+            self._start_relay()
+        else:
+            _ip("link", "add", self._device["a"], "type", "veth",
+                "peer", "name", self._device["b"])  # fmt: skip
+        for side, other in ("ab", "ba"):
+            netns, device = self._netns[side], self._device[side]
+            _ip("link", "set", device, "netns", netns)
+            _ip("-n", netns, "address", "add", f"{ADDRESS[side]}/24", "dev", device)
+            _ip("-n", netns, "link", "set", device, "mtu", str(_MTU), "up")
+            _ip("-n", netns, "route", "replace", f"{ADDRESS[other]}/32", "dev", device,
+                "congctl", self.shape.congestion)  # fmt: skip
+            if self.shape.mbit_per_second and not self.shape.rtt_ms:
+                rate = f"{self.shape.mbit_per_second}mbit"
+                _run("tc", "-n", netns, "qdisc", "add", "dev", device, "root",
+                     "tbf", "rate", rate, "burst", "1mb", "latency", "50ms")  # fmt: skip
+
+    def _remove(self) -> None:
+        if self._relay is not None:
+            self._relay.communicate(timeout=10)  # it ends when its input does
+        for side in "ab":
+            with suppress(subprocess.CalledProcessError):
+                _ip("netns", "delete", self._netns[side])
 
     def _sent_by(self, side: str) -> int:
         return self._counter(side, "tx_bytes")

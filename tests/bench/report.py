@@ -151,6 +151,7 @@ set datafile missing '?'
 set logscale y
 set grid ytics
 set key top right
+set bmargin 6
 plot {}
 """
 
