@@ -38,7 +38,8 @@ pub struct Plan<E> {
     extents: E,
     size: u64,
     next: u64,
-    data: Option<Range<u64>>,
+    /// The last answer: from there on, this is the first data.
+    known: Option<(u64, Option<Range<u64>>)>,
 }
 
 impl<E: Extents> Plan<E> {
@@ -48,7 +49,7 @@ impl<E: Extents> Plan<E> {
             extents,
             size,
             next: 0,
-            data: None,
+            known: None,
         }
     }
 
@@ -96,14 +97,16 @@ impl<E: Extents> Plan<E> {
         Ok(found)
     }
 
+    /// The first data at or after `from`. The map is asked once for each hole, which
+    /// can be many questions to an export.
     fn data_from(&mut self, from: u64) -> io::Result<Option<Range<u64>>> {
-        if let Some(data) = &self.data
-            && data.start <= from
-            && from < data.end
+        if let Some((asked, data)) = &self.known
+            && *asked <= from
+            && data.as_ref().is_none_or(|data| from < data.end)
         {
-            return Ok(Some(data.clone()));
+            return Ok(data.clone());
         }
-        self.data = self.extents.next_data(from)?.map(|data| {
+        let data = self.extents.next_data(from)?.map(|data| {
             let start = data.start.max(from);
             // A map that goes backwards is not worth believing: read on.
             let end = if data.end > start {
@@ -113,13 +116,16 @@ impl<E: Extents> Plan<E> {
             };
             start..end.min(self.size)
         });
-        self.data = self.data.take().filter(|data| data.start < self.size);
-        Ok(self.data.clone())
+        let data = data.filter(|data| data.start < self.size);
+        self.known = Some((from, data.clone()));
+        Ok(data)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     struct Map(Vec<Range<u64>>);
@@ -183,6 +189,27 @@ mod tests {
         assert_eq!(found[..3], pieces);
         let last = Work::Zeros(3 * MOST_ZEROS..3 * MOST_ZEROS + 5);
         assert_eq!(found[3..], [last]);
+    }
+
+    #[test]
+    fn the_map_is_asked_once_for_a_hole() {
+        struct Counted<'a>(Map, &'a Cell<u32>);
+        impl Extents for Counted<'_> {
+            fn next_data(&mut self, from: u64) -> io::Result<Option<Range<u64>>> {
+                self.1.set(self.1.get() + 1);
+                self.0.next_data(from)
+            }
+        }
+        let far = 3 * MOST_ZEROS * CHUNK;
+        let asked = Cell::new(0);
+        let map = Map(vec![far + 4096..far + 8192]);
+        let found = walk(Counted(map, &asked), 2 * far, &[]);
+        assert_eq!(found.len(), 3 + 1 + 3);
+        assert_eq!(
+            asked.get(),
+            2,
+            "for the hole before the data, and behind it"
+        );
     }
 
     #[test]
