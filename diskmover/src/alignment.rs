@@ -39,8 +39,9 @@ mod tests {
     use super::*;
     use crate::medium::Medium;
     use crate::medium::tests::ext4;
+    use crate::passing::cached_bytes;
     use crate::rig::noise;
-    use crate::source::{FileSource, Source, cached_bytes};
+    use crate::source::{FileSource, Source};
     use crate::sys::AlignedBuf;
 
     /// Where O_DIRECT is taken and goes through the page cache in silence.

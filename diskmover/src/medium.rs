@@ -389,9 +389,9 @@ pub(crate) mod tests {
         let path = dir.path().join("f");
         let medium = Medium::new(File::create_new(&path).unwrap(), None, true).unwrap();
         medium.write(0, &vec![7; SIZE as usize]).unwrap();
-        assert!(crate::source::cached_bytes(&path) > 0);
+        assert!(crate::passing::cached_bytes(&path) > 0);
         medium.sync().unwrap();
-        assert_eq!(crate::source::cached_bytes(&path), 0);
+        assert_eq!(crate::passing::cached_bytes(&path), 0);
     }
 
     #[test]

@@ -10,6 +10,8 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, IoSliceMut};
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -17,9 +19,14 @@ use rustix::fs::Advice;
 use rustix::io::ReadWriteFlags;
 
 use crate::store::{self, Disk};
+use crate::sys::{self, ALIGN};
 
 /// RWF_DONTCACHE of <linux/fs.h>.
 const DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
+
+/// A range of which others have anything in the page cache is left there when it is
+/// no longer than this.
+pub const SPARED: u64 = 64 << 10;
 
 /// Zero is: not tried yet.
 const WORKS: u8 = 1;
@@ -30,11 +37,6 @@ const REFUSED: u8 = 2;
 pub struct Passing(AtomicU8);
 
 impl Passing {
-    /// Whether it is known that they leave nothing.
-    pub fn works(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == WORKS
-    }
-
     /// Reads some of what stands at `offset`, as `read_at` does.
     pub fn read_at(&self, file: &Disk, out: &mut [u8], offset: u64) -> io::Result<usize> {
         if self.0.load(Ordering::Relaxed) != REFUSED {
@@ -64,6 +66,38 @@ impl Passing {
         Ok(())
     }
 
+    /// What of a range will be in the page cache only because it is read now; all of
+    /// it where nobody tells.
+    pub fn not_cached(&self, file: &File, range: Range<u64>) -> Vec<Range<u64>> {
+        if range.is_empty() || self.works() {
+            return Vec::new(); // nothing of it will
+        }
+        let len = range.end - range.start;
+        let cached = sys::cached_pages(file, range.start, len).unwrap_or(0);
+        if cached == 0 {
+            return vec![range];
+        }
+        if cached >= len / ALIGN as u64 || len <= SPARED {
+            return Vec::new();
+        }
+        let middle = (range.start + len / 2).next_multiple_of(ALIGN as u64);
+        let mut all = self.not_cached(file, range.start..middle);
+        all.extend(self.not_cached(file, middle..range.end));
+        all
+    }
+
+    /// Drops from the page cache what reading these ranges has left there.
+    pub fn let_go(&self, file: &File, ranges: Vec<Range<u64>>) {
+        for range in ranges.into_iter().filter(|_| !self.works()) {
+            let len = NonZeroU64::new(range.end - range.start);
+            let _ = rustix::fs::fadvise(file, range.start, len, Advice::DontNeed);
+        }
+    }
+
+    fn works(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == WORKS
+    }
+
     /// Reads go through the page cache from now on.
     pub fn give_up(&self, file: &Disk) {
         self.0.store(REFUSED, Ordering::Relaxed);
@@ -82,4 +116,17 @@ fn is_refusal(error: &io::Error) -> bool {
 fn read(file: &File, out: &mut [u8], offset: u64) -> io::Result<usize> {
     let mut parts = [IoSliceMut::new(out)];
     Ok(rustix::io::preadv2(file, &mut parts, offset, DONTCACHE)?)
+}
+
+/// Bytes of a file in the page cache.
+#[cfg(test)]
+pub fn cached_bytes(path: &std::path::Path) -> u64 {
+    let mut command = std::process::Command::new("fincore");
+    command.args(["--bytes", "--noheadings", "--output", "RES"]);
+    let told = command.arg(path).output().unwrap();
+    String::from_utf8(told.stdout)
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap()
 }

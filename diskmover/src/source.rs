@@ -13,8 +13,6 @@ use crate::revision::Revision;
 use crate::salvage::Salvage;
 
 pub use file::FileSource;
-#[cfg(test)]
-pub use file::cached_bytes;
 
 /// An open volume that can be read.
 pub trait Source: Send + Sync {

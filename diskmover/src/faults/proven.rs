@@ -1,15 +1,16 @@
-//! What is read back, how often, and who waits for it.
+//! What is read back, how often, and who waits for it; and what is written last of all.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use super::{Fault, Op, Rule, inject};
-use crate::digest::{self, CHUNK};
+use crate::digest::{self, BLOCK, CHUNK};
+use crate::error::Code;
 use crate::frame::Kind;
 use crate::peer::Peer;
 use crate::push::{Job, Push};
-use crate::rig::{Rig, eventually, finish, noise, run};
+use crate::rig::{Rig, SESSION, eventually, finish, noise, run};
 use crate::target::Proof;
 
 /// Two segments, and a bit.
@@ -24,14 +25,7 @@ fn every_chunk_is_read_back_once() {
     let pieces = chunks.map(|chunk| (chunk * CHUNK, data.as_slice()));
     let source = rig.source("disk", CHUNKS * CHUNK, &pieces);
     let reads = chunks.map(|chunk| {
-        let read = Rule {
-            file: ".part",
-            op: Op::Read,
-            at: Some(chunk * CHUNK + 9),
-            after: 0,
-            times: u32::MAX,
-            fault: Fault::Slow(Duration::ZERO),
-        };
+        let read = on(Op::Read, chunk * CHUNK + 9, Fault::Slow(Duration::ZERO));
         inject(&rig.root(), read)
     });
     rig.open(&[("disk", CHUNKS * CHUNK)]).unwrap();
@@ -39,37 +33,73 @@ fn every_chunk_is_read_back_once() {
     assert_eq!(reads.map(|read| read.met()), [1; 5]);
 }
 
+/// Something that is done to a byte of the part.
+fn on(op: Op, at: u64, fault: Fault) -> Rule {
+    Rule {
+        file: ".part",
+        op,
+        at: Some(at),
+        after: 0,
+        times: u32::MAX,
+        fault,
+    }
+}
+
+/// A chunk comes over two connections, and what the first one brought is written when
+/// the other one has said that all is there; the latter.
+fn written_late(rig: &Rig, content: &[u8]) -> Peer {
+    let late = Rule {
+        times: 1,
+        ..on(Op::Write, 9, Fault::Slow(Duration::from_secs(3)))
+    };
+    let late = inject(&rig.root(), late);
+    rig.open(&[("disk", CHUNK)]).unwrap();
+    let mut first = Peer::sending(rig, "disk", CHUNK);
+    first.data(0, 0, CHUNK, content);
+    eventually("it is about to be written", || {
+        late.has_struck().then_some(())
+    });
+    let mut second = Peer::dial(rig, &rig.pki.host("a"));
+    second.hello(|_| {});
+    second.hear_kind(Kind::Welcome);
+    second.data(0, 0, CHUNK, content);
+    second.hear_kind(Kind::Ack);
+    let mut data = content.to_vec();
+    let bitmap = digest::scan(content);
+    let len = digest::compact(&mut data, &bitmap);
+    let hash = digest::chunk_hash(&bitmap, &data[..len]);
+    let root = digest::root(CHUNK, [digest::segment_hash(&[hash])].iter());
+    second.finish(0, CHUNK, &root);
+    second
+}
+
 #[test]
 fn what_comes_twice_and_is_written_when_all_is_there_is_read_back_again() {
     let rig = Rig::new();
     rig.care.borrow_mut().proof = Proof::Readback;
-    let on = |op, time, times| Rule {
-        file: ".part",
-        op,
-        at: Some(9),
-        after: 0,
-        times,
-        fault: Fault::Slow(time),
-    };
-    let late = inject(&rig.root(), on(Op::Write, Duration::from_secs(3), 1));
-    let reads = inject(&rig.root(), on(Op::Read, Duration::ZERO, u32::MAX));
-    rig.open(&[("disk", CHUNK)]).unwrap();
-    let content = noise(1, CHUNK as usize);
-    let mut first = Peer::sending(&rig, "disk", CHUNK);
-    first.data(0, 0, CHUNK, &content);
-    eventually("it is about to be written", || {
-        late.has_struck().then_some(())
-    });
-    let mut second = Peer::dial(&rig, &rig.pki.host("a"));
-    second.hello(|_| {});
-    second.hear_kind(Kind::Welcome);
-    second.data(0, 0, CHUNK, &content);
-    second.hear_kind(Kind::Ack);
-    let hash = digest::chunk_hash(&digest::scan(&content), &content);
-    let root = digest::root(CHUNK, [digest::segment_hash(&[hash])].iter());
-    second.finish(0, CHUNK, &root);
-    second.hear_kind(Kind::Receipt);
+    let reads = inject(&rig.root(), on(Op::Read, 9, Fault::Slow(Duration::ZERO)));
+    let mut peer = written_late(&rig, &noise(1, CHUNK as usize));
+    peer.hear_kind(Kind::Receipt);
     assert_eq!(reads.met(), 2, "not read back after its last write");
+}
+
+#[test]
+fn what_cannot_be_written_when_all_is_there_is_not_published() {
+    let rig = Rig::new();
+    let mut content = noise(1, CHUNK as usize);
+    content[BLOCK..2 * BLOCK].fill(0);
+    // Behind the hole: where the late one goes on.
+    let rule = Rule {
+        after: 1,
+        ..on(Op::Write, 2 * BLOCK as u64 + 9, Fault::Error(libc::EIO))
+    };
+    let broken = inject(&rig.root(), rule);
+    let mut peer = written_late(&rig, &content);
+    let error = peer.hear_error().unwrap();
+    assert_eq!(error.code, Code::TargetIo, "{error}");
+    assert!(broken.has_struck());
+    rig.receiver.close_session(SESSION);
+    assert!(!rig.root().join("disk").exists(), "published");
 }
 
 #[test]
@@ -82,12 +112,8 @@ fn a_source_that_changes_while_a_medium_is_slow_to_give_back_is_gone_through_aga
     let pieces = pieces.map(|chunk| (chunk * CHUNK, data.as_slice()));
     let source = rig.source("disk", CHUNKS * CHUNK, &pieces);
     let slow = Rule {
-        file: ".part",
-        op: Op::Read,
-        at: Some(0),
-        after: 0,
         times: 1,
-        fault: Fault::Slow(Duration::from_secs(3)),
+        ..on(Op::Read, 0, Fault::Slow(Duration::from_secs(3)))
     };
     let slow = inject(&rig.root(), slow);
     rig.open(&[("disk", CHUNKS * CHUNK)]).unwrap();

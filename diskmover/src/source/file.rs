@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
-use rustix::fs::{Advice, FileType, Mode, OFlags, SeekFrom};
+use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Identity, Source};
@@ -24,13 +24,9 @@ use crate::plan::Extents;
 use crate::pool::lock;
 use crate::salvage::{self, Salvage};
 use crate::store::{Disk, disk};
-use crate::sys::{self, ALIGN};
+use crate::sys::ALIGN;
 use crate::trust;
 use crate::written::{self, Written};
-
-/// A range of which anything is in the page cache is left there when it is no longer
-/// than this.
-const SPARED: u64 = 64 << 10;
 
 /// An open regular file or block device.
 pub struct FileSource {
@@ -183,7 +179,8 @@ impl FileSource {
             }
         }
         let cached = at..end;
-        let ours = self.not_cached(base + at as u64..base + end as u64);
+        let range = base + at as u64..base + end as u64;
+        let ours = self.passing.not_cached(&self.file, range);
         while at < end {
             let (rest, offset) = (&mut buffer[at..end], base + at as u64);
             match self.passing.read_at(&self.file, rest, offset) {
@@ -199,9 +196,7 @@ impl FileSource {
                 Err(e) => return Err(self.unread(&e, base + at as u64)),
             }
         }
-        if !self.passing.works() {
-            ours.into_iter().for_each(|range| self.let_go(range));
-        }
+        self.passing.let_go(&self.file, ours);
         if cached.len() >= ALIGN && !is_broken {
             self.tell_cached();
         }
@@ -235,32 +230,6 @@ impl FileSource {
             _ => MoverError::source_io(&format!("cannot read {}", self.shown()), error),
         };
         failed.at(offset)
-    }
-
-    /// What of a range will be in the page cache only because it is read now; all of
-    /// it where nobody tells.
-    fn not_cached(&self, range: Range<u64>) -> Vec<Range<u64>> {
-        if range.is_empty() || self.passing.works() {
-            return Vec::new(); // nothing of it will
-        }
-        let len = range.end - range.start;
-        let cached = sys::cached_pages(&self.file, range.start, len).unwrap_or(0);
-        if cached == 0 {
-            return vec![range];
-        }
-        if cached >= len / ALIGN as u64 || len <= SPARED {
-            return Vec::new();
-        }
-        let middle = (range.start + len / 2).next_multiple_of(ALIGN as u64);
-        let mut all = self.not_cached(range.start..middle);
-        all.extend(self.not_cached(middle..range.end));
-        all
-    }
-
-    /// Drops what had to be read through the page cache, which guests need more.
-    fn let_go(&self, range: Range<u64>) {
-        let len = std::num::NonZeroU64::new(range.end - range.start);
-        let _ = rustix::fs::fadvise(&self.file, range.start, len, Advice::DontNeed);
     }
 
     fn tell_cached(&self) {
@@ -379,23 +348,13 @@ impl Extents for Map {
     }
 }
 
-/// Bytes of a file in the page cache.
-#[cfg(test)]
-pub fn cached_bytes(path: &Path) -> u64 {
-    let mut command = std::process::Command::new("fincore");
-    command.args(["--bytes", "--noheadings", "--output", "RES"]);
-    let told = command.arg(path).output().unwrap();
-    String::from_utf8(told.stdout)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap()
-}
-
 #[cfg(test)]
 mod tests {
+    use rustix::fs::Advice;
+
     use super::*;
     use crate::digest::CHUNK;
+    use crate::passing::{SPARED, cached_bytes};
     use crate::sys::AlignedBuf;
 
     #[test]
