@@ -17,6 +17,7 @@ use std::sync::Mutex;
 
 use crate::beneath::Names;
 use crate::budget::Share;
+use crate::earlier::Earlier;
 use crate::entry::{self, AT_ONCE, Entry};
 use crate::error::{Code, MoverError, Result};
 use crate::journal::Journal;
@@ -65,6 +66,7 @@ pub struct Target {
     medium: Medium,
     /// Whether the part held something that no journal tells of.
     has_base: bool,
+    earlier: Option<Earlier>,
     seeds: Seeds,
     /// The source that it is a copy of.
     pub identity: Identity,
@@ -91,6 +93,7 @@ impl Target {
             id,
             medium: known.medium,
             has_base: known.has_base,
+            earlier: known.earlier,
             seeds: known.seeds,
             identity: announced.identity,
             mode: announced.mode,
