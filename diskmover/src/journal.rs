@@ -10,6 +10,8 @@
 //! or a damaged one, only means that more is sent again. A chunk is noted once,
 //! in at most 57 bytes, so the journal needs no compaction: 57 MiB for 1 TiB.
 
+mod records;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -19,20 +21,25 @@ use rustix::io::Errno;
 
 use crate::beneath::{self, Names};
 use crate::budget::Share;
-use crate::entry::{self, Entry};
-use crate::error::{MoverError, Result};
+use crate::entry::Entry;
+use crate::error::Result;
 use crate::ledger::Ledger;
 use crate::receipt::FileId;
 use crate::source::Identity;
 use crate::store::Store;
+use records::{put_record, unread};
 
-const FORGET: u8 = 3;
+pub use records::each_record;
+
+/// What a record begins with that takes back what is known of a segment.
+pub const FORGET: u8 = 3;
 /// Bytes of records that are written in one go.
 const WRITTEN_AT_ONCE: usize = 1 << 20;
 /// How many segments are looked at before a journal is trusted after a crash.
-const RECENT: usize = 2;
+pub const RECENT: usize = 2;
 const MAGIC: &[u8; 8] = b"DMJRNL1\n";
-const HEADER: usize = 8 + 32 + 32 + 16 + 4;
+/// Bytes of the header.
+pub const HEADER: usize = 8 + 32 + 32 + 16 + 4;
 
 /// What a journal is about; one of another copy, source or part is worth nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +69,8 @@ pub struct Found {
 }
 
 impl Subject {
-    fn encode(&self) -> Vec<u8> {
+    /// The header of a journal about it.
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         out.extend(self.identity.encode());
         out.extend(self.tag);
@@ -95,7 +103,11 @@ impl Journal {
             ledger: Ledger::new(subject.identity.size),
             recent: Vec::new(),
         };
-        let len = replay.run(&file, share)?;
+        let len = each_record(&file, &mut |_, body| {
+            let fits = replay.apply(body).is_some();
+            share.hold(replay.ledger.held())?;
+            Ok(fits)
+        })?;
         // What lies beyond is torn; cut it, or records after it would be lost.
         file.set_len(len).map_err(|e| unread(&e))?;
         Ok(Some(Found {
@@ -165,49 +177,12 @@ impl Journal {
     }
 }
 
-fn put_record(bytes: &mut Vec<u8>, body: impl FnOnce(&mut Vec<u8>)) {
-    let start = bytes.len();
-    bytes.extend([0; 4]);
-    body(bytes);
-    let len = (bytes.len() - start - 4) as u32;
-    bytes[start..start + 4].copy_from_slice(&len.to_le_bytes());
-    let crc = crc32c::crc32c(&bytes[start..]);
-    bytes.extend(crc.to_le_bytes());
-}
-
 struct Replay {
     ledger: Ledger,
     recent: Vec<usize>,
 }
 
 impl Replay {
-    /// Applies the records; returns where the good ones end.
-    fn run(&mut self, file: &Store, share: &mut Share) -> Result<u64> {
-        let end = file.file().metadata().map_err(|e| unread(&e))?.len();
-        let mut at = HEADER as u64;
-        let mut record = Vec::new();
-        loop {
-            let mut head = [0; 4];
-            if at + 4 > end {
-                return Ok(at);
-            }
-            file.read_at(&mut head, at).map_err(|e| unread(&e))?;
-            let len = u64::from(u32::from_le_bytes(head));
-            if len > entry::MAX_ENTRY as u64 || at + 8 + len > end {
-                return Ok(at);
-            }
-            record.resize(8 + len as usize, 0);
-            file.read_at(&mut record, at).map_err(|e| unread(&e))?;
-            let (body, crc) = record.split_at(4 + len as usize);
-            let good = crc == crc32c::crc32c(body).to_le_bytes();
-            if !good || self.apply(&body[4..]).is_none() {
-                return Ok(at);
-            }
-            share.hold(self.ledger.held())?;
-            at += 8 + len;
-        }
-    }
-
     fn apply(&mut self, mut body: &[u8]) -> Option<()> {
         if let [FORGET, segment @ ..] = body {
             let segment = u32::from_le_bytes(segment.try_into().ok()?) as usize;
@@ -226,10 +201,6 @@ impl Replay {
         }
         Some(())
     }
-}
-
-fn unread(error: &io::Error) -> MoverError {
-    MoverError::target_io("cannot read a journal", error)
 }
 
 fn errno(error: &io::Error) -> Errno {

@@ -29,6 +29,7 @@ pub mod degraded;
 pub mod device;
 pub mod digest;
 pub mod dirt;
+pub mod earlier;
 pub mod effort;
 pub mod entry;
 pub mod error;

@@ -4,7 +4,8 @@
 //! published before        -> the receipt answers, or it is opened to go on from
 //! a journal of this copy  -> what it noted is there; the last of it is read back
 //! the copy that a dirty bitmap builds on -> all that did not change is there
-//! anything else           -> a base: compared with the source, chunk by chunk
+//! anything else           -> a base: compared with the source, chunk by chunk; by what
+//!                            a journal of the source as it was has noted of it (earlier.rs)
 //! nothing                 -> a blank part
 //! ```
 
@@ -20,6 +21,7 @@ use crate::budget::Share;
 use crate::degraded;
 use crate::device;
 use crate::digest::{Bitmap, Hash};
+use crate::earlier::Earlier;
 use crate::entry;
 use crate::error::{Code, MoverError, Result};
 use crate::journal::{Journal, Subject};
@@ -74,6 +76,8 @@ pub struct Known {
     pub medium: Medium,
     /// It holds something that the journal does not tell of.
     pub has_base: bool,
+    /// What an earlier journal says of that.
+    pub earlier: Option<Earlier>,
     /// Other files whose content may be reused.
     pub seeds: Seeds,
     /// What is placed and durable.
@@ -147,12 +151,18 @@ pub fn open(
     };
     let mut known = match noted {
         None => {
+            let is_believed = spec.care.trust == Trust::Normal && !site.is_device;
+            let earlier = match is_believed && site.sized && image.is_none() {
+                true => Earlier::load(&names, &subject, &mut share)?,
+                false => None,
+            };
             if !site.sized {
                 let sized = medium.set_len(length);
                 sized.map_err(|e| MoverError::target_io("cannot size a part", &e))?;
             }
             let mut known = Known {
                 has_base: !site.blank,
+                earlier,
                 seeds,
                 ledger: Ledger::new(identity.size),
                 journal: Journal::create(&names, &subject)?,
@@ -172,6 +182,7 @@ pub fn open(
             };
             let mut known = Known {
                 has_base: false,
+                earlier: None,
                 seeds,
                 ledger: noted.ledger,
                 journal: noted.journal,

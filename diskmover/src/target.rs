@@ -19,6 +19,7 @@ use std::sync::Mutex;
 
 use crate::beneath::Names;
 use crate::budget::Share;
+use crate::earlier::Earlier;
 use crate::entry::{self, AT_ONCE, Entry};
 use crate::error::{Code, MoverError, Result};
 use crate::journal::Journal;
@@ -68,6 +69,7 @@ pub struct Target {
     medium: Medium,
     /// Whether the part held something that no journal tells of.
     has_base: bool,
+    earlier: Option<Earlier>,
     seeds: Seeds,
     /// The source that it is a copy of.
     pub identity: Identity,
@@ -106,6 +108,7 @@ impl Target {
             id,
             medium: known.medium,
             has_base: known.has_base,
+            earlier: known.earlier,
             seeds: known.seeds,
             identity: announced.identity,
             mode: announced.mode,

@@ -34,18 +34,10 @@ impl Target {
     ///
     /// `data` is aligned. Placing the same content again does nothing.
     pub fn place(&self, chunk: u64, bitmap: &Bitmap, data: &[u8], hash: Hash) -> Result<()> {
-        let size = {
-            let mut book = lock(&self.book);
-            if let Err(unfit) = book.ledger.offer(chunk, hash, data.len() as u32) {
-                return self.refuse(unfit, chunk);
-            }
-            book.take_room().map_err(|e| self.about(e))?;
-            if book.ledger.is_done(chunk) {
-                return Ok(());
-            }
-            book.ledger.size()
-        };
-        let len = digest::chunk_len(size, chunk);
+        if self.offer(chunk, hash, data.len())? {
+            return Ok(());
+        }
+        let len = digest::chunk_len(self.size(), chunk);
         self.write_blocks(chunk, base::all(len), bitmap, data)?;
         self.confirm(chunk);
         Ok(())
@@ -63,6 +55,9 @@ impl Target {
         pieces: &[Hash],
         buffer: &mut [u8],
     ) -> Result<(Taken, u64)> {
+        if self.recognise(chunk, hash)? {
+            return Ok((Taken::Whole, 0));
+        }
         let buffer = match self.at_hand(chunk, buffer) {
             Ok(held) => held,
             Err(taken) => return Ok((taken, 0)),
@@ -103,6 +98,32 @@ impl Target {
         })
     }
 
+    /// Notes what a chunk holds that is about to be written; true when it is placed
+    /// already.
+    fn offer(&self, chunk: u64, hash: Hash, data: usize) -> Result<bool> {
+        let mut book = lock(&self.book);
+        if let Err(unfit) = book.ledger.offer(chunk, hash, data as u32) {
+            self.refuse(unfit, chunk)?;
+        }
+        book.take_room().map_err(|e| self.about(e))?;
+        Ok(book.ledger.is_done(chunk))
+    }
+
+    /// Places a chunk that stands here, as an earlier journal says, without a look.
+    fn recognise(&self, chunk: u64, hash: Hash) -> Result<bool> {
+        if lock(&self.book).ledger.is_done(chunk) {
+            return Ok(false);
+        }
+        let noted = self.earlier.as_ref();
+        let noted = noted.and_then(|earlier| earlier.take(chunk));
+        let Some((_, data)) = noted.filter(|(found, _)| *found == hash) else {
+            return Ok(false);
+        };
+        self.offer(chunk, hash, data as usize)?;
+        self.confirm(chunk);
+        Ok(true)
+    }
+
     /// Places a chunk of which all blocks outside `mask` are in the part already.
     fn adopt(
         &self,
@@ -118,13 +139,7 @@ impl Target {
         if !is_right(&hash, &bitmap) {
             return Ok(Taken::Without(base::all(len)));
         }
-        {
-            let mut book = lock(&self.book);
-            if let Err(unfit) = book.ledger.offer(chunk, hash, data as u32) {
-                return self.refuse(unfit, chunk).map(|()| Taken::Whole);
-            }
-            book.take_room().map_err(|e| self.about(e))?;
-        }
+        self.offer(chunk, hash, data)?;
         self.write_blocks(chunk, mask, &bitmap, &buffer[..data])?;
         self.confirm(chunk);
         Ok(Taken::Whole)
