@@ -75,10 +75,11 @@ impl Earlier {
             return Ok(None);
         }
         let (mut records, mut recent) = (Vec::new(), Vec::new());
-        let mut has_room = true;
+        let (mut has_room, mut room) = (true, 0);
         journal::each_record(&file, &mut |at, body| {
-            if records.len() % AT_ONCE == 0 {
+            if records.len() == room {
                 has_room = share.take(AT_ONCE as u64 * RECORD).is_ok();
+                room += AT_ONCE;
             }
             Ok(has_room && see(&mut records, &mut recent, at, body).is_some())
         })?;
@@ -297,6 +298,8 @@ mod tests {
         };
         let mut journal = Journal::create(&names, &subject(1, SIZE)).unwrap();
         let some = |segment, number| Entry::Partial(segment, 0b101, vec![(7, [number; 32]); 2]);
+        let zeros = [Entry::ZeroRun(3, 1), Entry::ZeroRun(2, 1)];
+        journal.append(zeros).unwrap(); // they need no room
         journal.append([some(0, 1), some(1, 2)]).unwrap();
         journal.forget(&[1]).unwrap();
         let again = Entry::Partial(1, 0b110, vec![(8, [3; 32]), (9, [4; 32])]);
