@@ -178,7 +178,7 @@ mod tests {
                 root: self.dir.path().to_owned(),
                 name: "disk".into(),
                 size: None,
-                mode: 0o600,
+                mode: Some(0o600),
                 uid: None,
                 gid: None,
                 care: Care {

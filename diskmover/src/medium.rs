@@ -416,7 +416,7 @@ pub(crate) mod tests {
             if !is_durable {
                 medium.sync().unwrap();
             }
-            assert_eq!(crate::source::cached_bytes(&path), 0, "{path:?}");
+            assert_eq!(crate::passing::cached_bytes(&path), 0, "{path:?}");
         }
         assert!(refused.has_struck());
     }
