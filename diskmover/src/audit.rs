@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::digest::{self, Bitmap, CHUNK, Hash, SEGMENT_CHUNKS, ZERO_HASH};
+use crate::guard;
 use crate::ledger::Ledger;
 use crate::medium::Medium;
 use crate::pool::lock;
@@ -97,12 +98,7 @@ pub fn failing(
             }
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(4).min(segments.len()) {
-            scope.spawn(work);
-        }
-    });
+    guard::together(work);
     let stopped = *lock(&stopped);
     let mut bad = std::mem::take(&mut *lock(&bad));
     bad.sort_unstable();

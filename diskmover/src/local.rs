@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use crate::digest::{self, CHUNK, Hash};
 use crate::error::{Code, MoverError, Result};
+use crate::guard;
 use crate::ledger::Ledger;
 use crate::origin::Origin;
 use crate::plan::{Plan, Work};
@@ -68,17 +69,8 @@ pub fn digest_of(
         }
         Ok(())
     };
-    let threads = std::thread::available_parallelism()
-        .map_or(1, |n| n.get())
-        .min(4);
-    std::thread::scope(|scope| -> Result<()> {
-        let running: Vec<_> = (0..threads).map(|_| scope.spawn(hash_all)).collect();
-        for thread in running {
-            let crashed = |_| Err(MoverError::new(Code::Internal, "a thread crashed"));
-            thread.join().unwrap_or_else(crashed)?;
-        }
-        Ok(())
-    })?;
+    let ended = guard::together(hash_all);
+    ended.into_iter().collect::<Result<()>>()?;
     source.check_unchanged()?;
     let mut ledger = lock(&ledger);
     for segment in 0..ledger.segments() {

@@ -12,6 +12,7 @@ use crate::audit;
 use crate::digest::{self, Bitmap, Hash, SEGMENT_CHUNKS, ZERO_HASH};
 use crate::entry::Entry;
 use crate::error::{Code, MoverError, Result};
+use crate::guard;
 use crate::ledger::{Ledger, MOST_ADOPTED};
 use crate::medium::Medium;
 use crate::pool::lock;
@@ -69,16 +70,8 @@ pub fn unchanged(
             }
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    std::thread::scope(|scope| -> Result<()> {
-        let running: Vec<_> = (0..threads.min(4)).map(|_| scope.spawn(work)).collect();
-        for thread in running {
-            let crashed =
-                |_| Err(MoverError::new(Code::Internal, "a thread crashed").at_receiver());
-            thread.join().unwrap_or_else(crashed)?;
-        }
-        Ok(())
-    })?;
+    let ended = guard::together(work);
+    ended.into_iter().collect::<Result<()>>()?;
     let (hashes, ledger) = seen.into_inner().unwrap_or_else(PoisonError::into_inner);
     let root = digest::root(size, hashes.iter());
     Ok((root == revision.since).then_some(ledger))

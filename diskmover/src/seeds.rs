@@ -20,6 +20,7 @@ use crate::base::{self, Mask, PIECE};
 use crate::budget::{SEED_BLOCK, Share};
 use crate::digest::{self, CHUNK, Hash, ZERO_HASH};
 use crate::error::{Code, MoverError, Result};
+use crate::guard;
 use crate::medium::Medium;
 use crate::note;
 use crate::plan::{Plan, Work};
@@ -289,12 +290,7 @@ fn hash_all(
             }
         }
     };
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    std::thread::scope(|scope| {
-        for _ in 0..threads.min(4) {
-            scope.spawn(work);
-        }
-    });
+    guard::together(work);
     if stopped.load(Ordering::Relaxed) {
         let text = "the session ended while files to reuse were read";
         return Err(MoverError::new(Code::SessionClosed, text).at_receiver());

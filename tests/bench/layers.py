@@ -7,6 +7,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests.support import luks
+
 MIB = 1 << 20
 GIB = 1 << 30
 SEED = 20  # of everything that is random here, so that two runs compare
@@ -50,8 +52,8 @@ def overlay(path: Path, below: Path) -> None:
 def encrypt(path: Path, source: Path) -> None:
     """The disk of a qcow2 in one that is encrypted by LUKS."""
     secret = ("--object", "secret,id=key,data=bench")
-    luks = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"
-    run("qemu-img", "convert", *secret, "-O", "qcow2", "-o", luks, str(source), str(path))
+    key = "encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10"
+    luks.qemu_img("convert", *secret, "-O", "qcow2", "-o", key, str(source), str(path))
     pad(path)
 
 

@@ -9,15 +9,13 @@ use std::sync::Mutex;
 use crate::audit::Expected;
 use crate::digest::{CHUNK, SEGMENT_CHUNKS};
 use crate::error::{Code, MoverError, Result};
+use crate::guard;
 use crate::ledger::Ledger;
 use crate::pool::lock;
 use crate::proofs::Proofs;
 use crate::session::TICK;
 use crate::sys::AlignedBuf;
 use crate::target::Target;
-
-/// Most threads that read back at the same time.
-const READERS: usize = 4;
 
 /// The proofs of a volume of which this is placed and durable: whatever an earlier
 /// attempt has read back, this one has not.
@@ -98,12 +96,7 @@ impl Target {
                 }
             }
         };
-        let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        std::thread::scope(|scope| {
-            for _ in 0..threads.min(READERS) {
-                scope.spawn(work);
-            }
-        });
+        guard::together(work);
         let failed = lock(&failed).take();
         failed.map_or(Ok(()), |error| Err(self.about(error)))
     }

@@ -13,6 +13,7 @@ use super::{End, Ended, told, unexpected};
 use crate::digest::CHUNK;
 use crate::error::{Code, MoverError};
 use crate::frame::{HELLO_SENDS_AGAIN, Header, Kind};
+use crate::guard;
 use crate::link::{Link, LinkError};
 use crate::messages::{Hello, VERSION};
 use crate::pool::lock;
@@ -135,7 +136,10 @@ fn resolve(
     stopping: &dyn Fn() -> bool,
 ) -> io::Result<Vec<SocketAddr>> {
     let (tell, told) = bounded(1);
-    std::thread::spawn(move || tell.send(look()));
+    let look = move || {
+        let _ = tell.send(look()); // nobody listens once the copy has ended
+    };
+    guard::start(look).map_err(io::Error::other)?;
     loop {
         match told.recv_timeout(TICK) {
             Ok(found) => return found,

@@ -18,6 +18,7 @@ from controlplane.common.reasons import Reason
 from hostd.disks.chain import MAX_DEPTH, Chain, DiskTop, read_chain
 from hostd.disks.roots import StorageRoots
 from hostd.v1 import domain_pb2
+from tests.support import luks
 
 DISK = domain_pb2.VOLUME_KIND_DISK
 MIB = 1 << 20
@@ -105,9 +106,9 @@ def in_a_data_file(folder: Path) -> None:
 
 
 def encrypted(folder: Path) -> None:
-    secret = "secret,id=s,data=x"
-    options = ["--object", secret, "-o", "encrypt.format=luks,encrypt.key-secret=s"]
-    create(folder / "disk", *options, "-o", "encrypt.iter-time=10")
+    key = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"
+    secret = ["--object", "secret,id=s,data=x"]
+    luks.qemu_img("create", "-q", "-f", "qcow2", *secret, "-o", key, str(folder / "disk"), "4M")
 
 
 def with_snapshots_and_a_bitmap(folder: Path) -> None:
