@@ -148,7 +148,7 @@ impl Seeds {
         wanted: &[Hash],
         missing: Mask,
     ) -> std::io::Result<Mask> {
-        let mut missing = missing;
+        let (mut missing, mut read) = (missing, 0);
         let mut buffer = match AlignedBuf::new(PIECE) {
             Some(buffer) => buffer,
             None => return Ok(missing),
@@ -164,25 +164,54 @@ impl Seeds {
             if *hash == ZERO_HASH {
                 target.zero(offset + start as u64, len as u64)?;
                 piece.fill(0);
-            } else if !self.place(target, offset + start as u64, piece, hash)? {
-                continue;
+            } else {
+                match self.find(target, offset + start as u64, piece, hash)? {
+                    Found::Nowhere => continue,
+                    Found::Shared => {}
+                    Found::Read => read |= bit,
+                }
             }
             chunk[start..start + len].copy_from_slice(&buffer[..len]);
             missing &= !bit;
         }
+        self.write_runs(target, offset, chunk, read)?;
         Ok(missing)
     }
 
-    /// Puts one block into the target and into `piece`; false when no seed has it.
-    fn place(
+    /// Writes the blocks of a chunk that `mask` covers, neighbours in one go: a write
+    /// where blocks are missing keeps all other writers of the file waiting.
+    fn write_runs(
+        &self,
+        target: &Medium,
+        offset: u64,
+        chunk: &[u8],
+        mask: Mask,
+    ) -> std::io::Result<()> {
+        let mut rest = mask;
+        while rest != 0 {
+            let first = rest.trailing_zeros();
+            let count = (rest >> first).trailing_ones();
+            let start = first as usize * PIECE;
+            let end = chunk.len().min(start + count as usize * PIECE);
+            target.write(offset + start as u64, &chunk[start..end])?;
+            self.reused
+                .fetch_add((end - start) as u64, Ordering::Relaxed);
+            rest &= !(((1u32 << count) - 1) << first) as Mask;
+        }
+        Ok(())
+    }
+
+    /// Finds one block in the seeds: `piece` is filled with it, and where the file system
+    /// can share it the target has it, too.
+    fn find(
         &self,
         target: &Medium,
         offset: u64,
         piece: &mut [u8],
         hash: &Hash,
-    ) -> std::io::Result<bool> {
+    ) -> std::io::Result<Found> {
         let Some((seed, block)) = self.blocks.get(&prefix(hash)) else {
-            return Ok(false);
+            return Ok(Found::Nowhere);
         };
         let seed = &self.files[*seed as usize];
         let from = u64::from(*block) * PIECE as u64;
@@ -200,19 +229,17 @@ impl Seeds {
                     target.read(offset, PIECE, piece)?;
                     if is_right(piece) {
                         self.reused.fetch_add(PIECE as u64, Ordering::Relaxed);
-                        return Ok(true);
+                        return Ok(Found::Shared);
                     }
-                    return Ok(false);
+                    return Ok(Found::Nowhere);
                 }
                 Err(_) => self.shares.store(false, Ordering::Relaxed),
             }
         }
         if !seed.read(from, piece) || !is_right(piece) {
-            return Ok(false);
+            return Ok(Found::Nowhere);
         }
-        target.write(offset, piece)?;
-        self.reused.fetch_add(piece.len() as u64, Ordering::Relaxed);
-        Ok(true)
+        Ok(Found::Read)
     }
 
     /// Takes hashes of the seed that is being opened, from this block on.
@@ -232,6 +259,15 @@ impl Seeds {
         self.blocks.retain(|_, (seed, _)| *seed != last);
         self.blocks.shrink_to_fit();
     }
+}
+
+/// Where a block was found.
+enum Found {
+    Nowhere,
+    /// In a seed, and the target shares it by now.
+    Shared,
+    /// In a seed; it has to be written.
+    Read,
 }
 
 impl Seed {
