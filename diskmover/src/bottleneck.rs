@@ -5,6 +5,8 @@
 //! while the copy goes on as it does.
 
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::pool::{Pool, lock};
 
@@ -73,6 +75,26 @@ impl Bottleneck {
     }
 }
 
+/// What was said lately, when each answer tells of an instant: the last ones count.
+///
+/// A receiver whose writers end together answers in bursts, and at the end of each its
+/// queue is short, however slow they are.
+#[derive(Default)]
+pub struct Lately(AtomicU8);
+
+impl Lately {
+    /// Takes in what an answer says.
+    pub fn note(&self, is_so: bool) {
+        let shift = |said| Some(said << 1 | u8::from(is_so));
+        let _ = self.0.fetch_update(Relaxed, Relaxed, shift);
+    }
+
+    /// Whether half of the last answers said so.
+    pub fn mostly(&self) -> bool {
+        self.0.load(Relaxed).count_ones() >= u8::BITS / 2
+    }
+}
+
 /// Whether pieces pile up in a queue, for which the pool may have too little memory
 /// to ever fill it.
 pub fn piles_up(waiting: usize, room: usize, pool: &Pool) -> bool {
@@ -97,6 +119,18 @@ mod tests {
         }
         (0..100).for_each(|_| found.vote(Stage::Throttle));
         assert_eq!(found.name(), "throttle");
+    }
+
+    #[test]
+    fn a_burst_of_answers_ends_with_an_empty_queue_and_tells_the_same() {
+        let slow = Lately::default();
+        assert!(!slow.mostly());
+        for waiting in [4, 3, 2, 1].iter().cycle().take(40) {
+            slow.note(*waiting > 1);
+        }
+        assert!(slow.mostly());
+        (0..8).for_each(|_| slow.note(false));
+        assert!(!slow.mostly());
     }
 
     #[test]

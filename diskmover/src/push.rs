@@ -15,6 +15,7 @@ mod coordinator;
 mod finish;
 mod patience;
 mod shared;
+mod standing;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;

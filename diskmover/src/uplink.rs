@@ -68,17 +68,14 @@ pub fn run(shared: &Shared, index: usize) {
 
 /// Sends and hears until the connection or the copy ends.
 fn carry(shared: &Shared, link: Arc<Link>) -> Ended {
-    lock(&shared.links).push(Arc::clone(&link));
+    lock(&shared.standing).add(&link);
     let (began, before) = (Instant::now(), shared.answers.load(Ordering::Relaxed));
     let result = open_and_run(shared, &link);
     // However far it came, the receiver may be told over it why the copy ends.
     shared.await_farewell();
-    lock(&shared.links).retain(|other| !Arc::ptr_eq(other, &link));
-    // Connections that break at once, one after the other, are as good as none.
-    let was_useful = shared.answers.load(Ordering::Relaxed) > before;
-    if was_useful || began.elapsed() > shared.job.reconnect {
-        lock(&shared.last_link).0 = Instant::now();
-    }
+    let was_useful =
+        shared.answers.load(Ordering::Relaxed) > before || began.elapsed() > shared.job.reconnect;
+    lock(&shared.standing).remove(&link, was_useful, Instant::now());
     result
 }
 
@@ -93,7 +90,7 @@ fn open_and_run(shared: &Shared, link: &Link) -> Ended {
             shared.feed.start();
         }
     }
-    lock(&shared.last_link).1 = true;
+    lock(&shared.standing).note_opened();
     let in_flight = InFlight::new(&shared.owed);
     let mut turn = None;
     let dead = AtomicBool::new(false);

@@ -68,7 +68,7 @@ pub(super) fn coordinate(shared: &Arc<Shared>) {
             std::thread::sleep(LOOK);
         }
         shared.await_farewell();
-        let links = lock(&shared.links).clone();
+        let links = shared.links();
         let end = Instant::now() + CLOSING;
         links.iter().for_each(|link| link.close_by(end));
         while shared.uplinks.load(Ordering::Acquire) > 0 {
@@ -90,7 +90,7 @@ impl Shared {
     /// One look at how it goes.
     fn watch(&self) -> Result<()> {
         self.meter.note(self.done());
-        let links = lock(&self.links).clone();
+        let links = self.links();
         self.effort.note(links.iter().map(|link| link.send_times()));
         self.find_bottleneck();
         self.check_links()?;
@@ -162,18 +162,21 @@ impl Shared {
         }
         self.opened.store(false, Ordering::Release);
         // The connections come back and open the volumes anew.
-        lock(&self.links).iter().for_each(|link| link.abort());
+        self.links().iter().for_each(|link| link.abort());
         Ok(true)
     }
 
     fn check_links(&self) -> Result<()> {
-        let (last, ever) = *lock(&self.last_link);
-        if !lock(&self.links).is_empty() || last.elapsed() < self.job.reconnect {
+        let (missing_for, ever_opened) = {
+            let standing = lock(&self.standing);
+            (standing.missing_for(Instant::now()), standing.ever_opened())
+        };
+        if missing_for < self.job.reconnect {
             return Ok(());
         }
         let seconds = self.job.reconnect.as_secs_f64();
         let to = &self.job.to;
-        Err(if ever {
+        Err(if ever_opened {
             let text = format!("the link to {to} broke and did not come back within {seconds} s");
             MoverError::new(Code::LinkLost, text)
         } else {
@@ -186,7 +189,7 @@ impl Shared {
 
     /// How many connections the distance asks for.
     fn wanted_connections(&self) -> usize {
-        let links = lock(&self.links).clone();
+        let links = self.links();
         let trips = links.iter().map(|link| link.send_times().round_trip);
         let trip = trips.min().unwrap_or_default();
         let full = self.bottleneck.name() == Stage::Network.name();
@@ -201,7 +204,7 @@ impl Shared {
         } else if self.throttle.holds() {
             Stage::Throttle
         } else if piles_up(self.parcels.1.len()) {
-            match self.target_slow.load(Ordering::Relaxed) {
+            match self.target_slow.mostly() {
                 true => Stage::TargetWrite,
                 false => Stage::Network,
             }

@@ -30,7 +30,7 @@ impl Shared {
         let opened = self.opened.load(Ordering::Acquire);
         let is_copying = opened && !self.finish.is_allowed();
         let is_due = !is_copying || self.owed.load(Ordering::Relaxed) > 0;
-        let stands = !lock(&self.links).is_empty();
+        let stands = !lock(&self.standing).links().is_empty();
         let steps = self.answers.load(Ordering::Relaxed);
         let mut silence = lock(&self.silence);
         let lasted = silence.look(Instant::now(), steps, stands && is_due);

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rustls::ClientConfig;
 
+use super::standing::Standing;
 use super::{Finish, Job};
 use crate::base::Mask;
-use crate::bottleneck::Bottleneck;
+use crate::bottleneck::{Bottleneck, Lately};
 use crate::digest::Bitmap;
 use crate::effort::Effort;
 use crate::error::{MoverError, Result};
@@ -93,7 +94,7 @@ pub struct Shared {
     /// Who sends the root digests.
     pub finish: Finish,
     /// Connections that stand.
-    pub links: Mutex<Vec<Arc<Link>>>,
+    pub standing: Mutex<Standing>,
     /// Connection threads that have not ended.
     pub(super) uplinks: AtomicUsize,
     /// Answers of the receiver that brought the copy on.
@@ -102,12 +103,10 @@ pub struct Shared {
     pub owed: AtomicUsize,
     /// How long the receiver has given none of those that were due.
     pub(super) silence: Mutex<Silence>,
-    /// When a connection that was of use last stood, and whether any ever did.
-    pub last_link: Mutex<(Instant, bool)>,
     /// Bytes of frames sent.
     pub wire: AtomicU64,
-    /// The receiver said last that it does not keep up.
-    pub target_slow: AtomicBool,
+    /// Whether the receiver says that it does not keep up.
+    pub target_slow: Lately,
     /// What the receiver asked for again because it came corrupt.
     pub repeats: Repeats,
     /// A note said that something did.
@@ -150,14 +149,13 @@ impl Shared {
             opening: Mutex::new(()),
             sockets: Mutex::new((0..job.most_connections).map(|_| None).collect()),
             finish: Finish::default(),
-            links: Mutex::default(),
+            standing: Mutex::new(Standing::new(Instant::now())),
             uplinks: AtomicUsize::new(0),
             answers: AtomicU64::new(0),
             owed: AtomicUsize::new(0),
             silence: Mutex::new(Silence::new(Instant::now())),
-            last_link: Mutex::new((Instant::now(), false)),
             wire: AtomicU64::new(0),
-            target_slow: AtomicBool::new(false),
+            target_slow: Lately::default(),
             repeats: Repeats::default(),
             told_corrupt: AtomicBool::new(false),
             effort: Effort::new(job.compression),
@@ -180,6 +178,11 @@ impl Shared {
         self.stop.load(Ordering::Relaxed)
     }
 
+    /// The connections that stand.
+    pub fn links(&self) -> Vec<Arc<Link>> {
+        lock(&self.standing).links().to_vec()
+    }
+
     /// Ends the copy with an error, and tells the receiver; the first one counts.
     pub fn fail(&self, error: MoverError) {
         // Whoever sees that the copy ends closes connections: not before this is over.
@@ -190,7 +193,7 @@ impl Shared {
         let payload = messages::encode_error(&error);
         let mut header = Header::new(Kind::Error, 0);
         header.payload_len = payload.len() as u32;
-        let links = lock(&self.links).clone();
+        let links = self.links();
         let end = Instant::now() + FAREWELL;
         for link in &links {
             let end = end.min(Instant::now() + FAREWELL_OF_ONE);
@@ -252,7 +255,7 @@ impl Shared {
             rate,
             eta,
             limited_by: self.bottleneck.name(),
-            connections: lock(&self.links).len() as u64,
+            connections: lock(&self.standing).links().len() as u64,
             unreadable: self.volumes.iter().map(Volume::unreadable_bytes).sum(),
         }
     }
@@ -276,7 +279,7 @@ mod tests {
         job.limit = Some(1);
         let push = Push::start(job).unwrap();
         eventually("it is under way", || {
-            (rig.receiver.status(SESSION).unwrap().1.connections == 2).then_some(())
+            (push.progress().connections == 2).then_some(())
         });
         // What `fail` does, by a thread that does not get a core for a while.
         let shared = &push.shared;
@@ -287,8 +290,8 @@ mod tests {
         let payload = messages::encode_error(&error);
         let mut header = Header::new(Kind::Error, 0);
         header.payload_len = payload.len() as u32;
-        let link = lock(&shared.links).first().cloned();
-        let link = link.expect("all connections are gone");
+        let links = shared.links();
+        let link = links.first().expect("all connections are gone");
         link.send(&header, &[&payload]).unwrap();
         drop(telling);
         assert_eq!(rig.failure(SESSION).code, Code::Cancelled);

@@ -99,7 +99,7 @@ pub(super) fn connect(shared: &Shared, index: usize) -> Ended<Arc<Link>> {
         }
         Kind::Error => {
             let error = told(&payload);
-            let others = !lock(&shared.links).is_empty();
+            let others = !lock(&shared.standing).links().is_empty();
             let wait = error.code == Code::LimitExceeded && others;
             Err(if wait { End::Broken } else { End::Fatal(error) })
         }

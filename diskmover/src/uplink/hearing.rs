@@ -35,7 +35,7 @@ pub(super) fn hear(shared: &Shared, link: &Link, in_flight: &InFlight<'_>) -> En
                     return Err(End::Fatal(unexpected(&link.peer, &header)));
                 };
                 let slow = header.codec & ACK_TARGET_SLOW != 0;
-                shared.target_slow.store(slow, Ordering::Relaxed);
+                shared.target_slow.note(slow);
                 let volume = &shared.volumes[index];
                 match sent.kind {
                     Kind::Zero => volume.acknowledge_zeros(&sent)?,
