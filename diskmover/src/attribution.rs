@@ -45,12 +45,13 @@ fn prepared(rig: &Rig, source: PathBuf) -> Job {
     }
 }
 
-/// The name that stands for most of the copy's middle, seen once for each chunk.
+/// The name that stands for most of the copy's middle, seen once for each chunk. It
+/// begins when what was seen before anything was answered has faded.
 fn named(job: Job) -> &'static str {
     let push = Push::start(job).unwrap();
     let mut names = Vec::new();
-    let mut next = CHUNKS / 8;
-    while next < CHUNKS / 4 {
+    let mut next = CHUNKS / 4;
+    while next < CHUNKS / 2 {
         let seen = eventually("the copy goes on", || {
             let progress = push.progress();
             (progress.done >= next * CHUNK).then_some(progress)
