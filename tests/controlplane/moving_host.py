@@ -197,7 +197,7 @@ async def joined(
     from controlplane.security.tokens import JoinToken
 
     added = await HostServiceStub(api).AddHost(
-        host_service_pb2.AddHostRequest(host_id=host.name), timeout=5
+        host_service_pb2.AddHostRequest(host_id=host.name), timeout=60
     )
     token = JoinToken.decode(added.join_token)
     key = ec.generate_private_key(ec.SECP256R1())
@@ -210,7 +210,7 @@ async def joined(
             csr_pem=csr.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM),
             address=address,
         ),
-        timeout=5,
+        timeout=60,
     )
     tls = TlsPaths(
         directory / f"{host.name}.pem", directory / f"{host.name}.key", directory / "ca.pem"

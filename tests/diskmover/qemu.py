@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 MIB = 1 << 20
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 60.0
 
 
 def run(*command: str | Path) -> str:

@@ -164,7 +164,7 @@ async def wait_until(
     database: Database,
     saga_id: str,
     condition: Callable[[SagaView], bool],
-    timeout_seconds: float = 20.0,
+    timeout_seconds: float = 60.0,
 ) -> SagaView:
     """Read a saga until a condition holds."""
     async with asyncio.timeout(timeout_seconds):
@@ -175,7 +175,7 @@ async def wait_until(
             await asyncio.sleep(0.01)
 
 
-async def wait_for_end(database: Database, saga_id: str, timeout_seconds: float = 20.0) -> SagaView:
+async def wait_for_end(database: Database, saga_id: str, timeout_seconds: float = 60.0) -> SagaView:
     """Read a saga until it has ended or is stuck."""
     return await wait_until(database, saga_id, lambda view: view.state in ENDED, timeout_seconds)
 

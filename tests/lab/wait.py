@@ -13,7 +13,7 @@ def wait_for(
     condition: Callable[[], T | None],
     what: str,
     *,
-    timeout_seconds: float = 30.0,
+    timeout_seconds: float = 90.0,
     interval_seconds: float = 0.05,
     explain: Callable[[], str] = lambda: "",
 ) -> T:

@@ -166,7 +166,7 @@ async def refusal(call: grpc.aio.UnaryUnaryCall[Any, Any]) -> DroverError:
     return error_of(caught.value)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     """Wait for a condition, with a bound."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110  # any condition, not only an event

@@ -230,7 +230,7 @@ async def test_watch_survives_a_restart_of_the_server(api: RecordedApi) -> None:
     api.script.streams = [[COPYING, None], [COPYING, MOVED]]
 
     running = asyncio.create_task(api.run("migrate", "web1"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not api.script.requests("WatchMigration"):  # noqa: ASYNC110 a bounded wait
             await asyncio.sleep(0.02)
     await api.stop()
@@ -271,7 +271,7 @@ async def test_ctrl_c_stops_watching_and_not_the_move(api: RecordedApi) -> None:
 
     process = await api.spawn("migrate", "web1")
     assert process.stderr is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while b"COPYING" not in await process.stderr.readline():
             pass
     process.send_signal(signal.SIGINT)
@@ -290,7 +290,7 @@ async def test_what_cannot_be_cancelled_is_not_offered_a_cancel(api: RecordedApi
 
     process = await api.spawn("migration", "confirm", MOVE)
     assert process.stderr is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while b"CONFIRMING" not in await process.stderr.readline():
             pass
     process.send_signal(signal.SIGINT)

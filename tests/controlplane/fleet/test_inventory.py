@@ -71,7 +71,7 @@ async def fleet(database: Database, tmp_path: Path) -> AsyncIterator[Fleet]:
         await clients.close()
 
 
-async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -155,7 +155,7 @@ async def test_a_report_that_cannot_be_stored_does_not_end_the_polling(fleet: Fl
         async def adopted() -> bool:
             return await fleet.run(lambda tx: instances.find(tx, uid)) is not None
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not await adopted():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     finally:

@@ -121,7 +121,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 async def list_flavors(opened: grpc.aio.Channel) -> Any:
     async with opened:
         return await FlavorServiceStub(opened).ListFlavors(
-            flavor_service_pb2.ListFlavorsRequest(), timeout=5
+            flavor_service_pb2.ListFlavorsRequest(), timeout=60
         )
 
 
@@ -250,7 +250,7 @@ async def test_host_may_call_nothing(server: Server) -> None:
 async def test_viewer_changes_nothing_and_the_attempt_is_audited(server: Server) -> None:
     request = flavor_service_pb2.CreateFlavorRequest(flavor=flavor_pb2.Flavor(name="flavors/x"))
     async with channel(server.api, server.pki.person(Role.VIEWER)) as opened:
-        error = await refusal(FlavorServiceStub(opened).CreateFlavor(request, timeout=5))
+        error = await refusal(FlavorServiceStub(opened).CreateFlavor(request, timeout=60))
 
     assert await reason_of(error) is Reason.PERMISSION_DENIED
     assert server.recorded.calls == []
@@ -310,7 +310,7 @@ async def test_plaintext_is_refused(server: Server, port: str) -> None:
     address = f"127.0.0.1:{getattr(server, port)}"
     async with grpc.aio.insecure_channel(address) as opened:
         error = await refusal(
-            EnrollmentServiceStub(opened).JoinHost(host_service_pb2.JoinHostRequest(), timeout=5)
+            EnrollmentServiceStub(opened).JoinHost(host_service_pb2.JoinHostRequest(), timeout=60)
         )
 
     assert error.code() is grpc.StatusCode.UNAVAILABLE
@@ -321,10 +321,10 @@ async def test_enrolment_needs_no_certificate_and_serves_only_joining(server: Se
     credentials = grpc.ssl_channel_credentials(server.pki.ca.read_bytes())
     async with grpc.aio.secure_channel(f"127.0.0.1:{server.enrol}", credentials) as opened:
         joined = await EnrollmentServiceStub(opened).JoinHost(
-            host_service_pb2.JoinHostRequest(), timeout=5
+            host_service_pb2.JoinHostRequest(), timeout=60
         )
         listing = FlavorServiceStub(opened).ListFlavors(
-            flavor_service_pb2.ListFlavorsRequest(), timeout=5
+            flavor_service_pb2.ListFlavorsRequest(), timeout=60
         )
         error = await refusal(listing)
 
@@ -342,7 +342,7 @@ async def test_renewed_certificate_is_taken_without_a_restart(server: Server) ->
 
 
 async def test_plain_socket_gets_no_http(server: Server) -> None:
-    with socket.create_connection(("127.0.0.1", server.api), timeout=5) as plain:
+    with socket.create_connection(("127.0.0.1", server.api), timeout=60) as plain:
         plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
         with contextlib.suppress(ConnectionResetError):
             assert b"HTTP" not in plain.recv(1024)
@@ -367,7 +367,7 @@ def reflection_stub(opened: Any) -> Any:
 
 
 def served_certificate(port: int) -> str:
-    return ssl.get_server_certificate(("127.0.0.1", port), timeout=5)
+    return ssl.get_server_certificate(("127.0.0.1", port), timeout=60)
 
 
 def issue_odd(pki: FleetPki, uris: list[str]) -> TlsPaths:

@@ -38,7 +38,7 @@ class Systemd:
 
     async def wait_for(self, word: str) -> None:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while word not in (await loop.sock_recv(self._socket, 4096)).decode():
                 pass
 
@@ -89,7 +89,7 @@ def handshake(port: int, pki: Path, version: ssl.TLSVersion) -> str | None:
     context.set_alpn_protocols(["h2"])
     context.minimum_version = context.maximum_version = version
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=5) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         context.wrap_socket(plain, server_hostname="localhost") as secured,
     ):
         return secured.version()
