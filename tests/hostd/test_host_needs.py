@@ -15,7 +15,7 @@ from tests.hostd.fleet import Guest, HostdHost, Mode, Move, TwoHosts
 from tests.hostd.tiny import define, disk, emptied, make_image
 from tests.hostd.unchanged import both_unchanged
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 LOADER = "/usr/share/OVMF/OVMF_CODE_4M.fd"
 FILTER = "<filter name='own-rules'><rule action='accept' direction='inout'/></filter>"

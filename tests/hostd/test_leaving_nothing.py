@@ -15,7 +15,7 @@ from tests.hostd.tiny import define, disk, emptied, make_image
 from tests.hostd.unchanged import both_unchanged
 from tests.lab.host import IMAGES
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(autouse=True)

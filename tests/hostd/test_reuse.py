@@ -13,7 +13,7 @@ from tests.hostd.fleet import KEPT, Guest, HostdHost, Mode, Move, TwoHosts
 from tests.hostd.tiny import define, disk, emptied, make_image
 from tests.lab.host import IMAGES
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 SIZE = 80 << 20
 

@@ -14,7 +14,7 @@ from tests.hostd.tiny import cdrom, define_xml, disk, emptied, make_image
 from tests.lab.host import IMAGES
 from tests.lab.wait import wait_for
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 NAME = "rich"
 UUID = "7c0ffee0-0000-4000-8000-0000000000e1"

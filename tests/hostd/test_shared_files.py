@@ -14,7 +14,7 @@ from tests.hostd.fleet import Guest, HostdHost, Mode, Move, TwoHosts
 from tests.hostd.tiny import cdrom, define, disk, emptied, make_image
 from tests.lab.host import IMAGES
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from tests.hostd.unchanged import both_unchanged
 from tests.lab.host import IMAGES
 from tests.support.filesystems import loop_device
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 MIB = 1 << 20
 

@@ -13,7 +13,7 @@ from hostd.v1 import host_service_pb2 as pb
 from tests.hostd.fleet import Guest, Mode, Move, TwoHosts
 from tests.lab.wait import wait_for
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 RUNNING = domain_pb2.POWER_STATE_RUNNING
 SHUTOFF = domain_pb2.POWER_STATE_SHUTOFF

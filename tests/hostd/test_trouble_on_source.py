@@ -19,7 +19,7 @@ from tests.hostd.unchanged import both_unchanged
 from tests.lab.host import IMAGES
 from tests.lab.wait import wait_for
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 Situation = Callable[[HostdHost, Guest], AbstractContextManager[None]]
 

@@ -16,7 +16,7 @@ from tests.hostd.fleet import Guest, HostdHost, Move, TwoHosts
 from tests.hostd.unchanged import both_unchanged
 from tests.lab.host import IMAGES, domain_xml, mac_of
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 TOO_MANY_CPUS = preflight_pb2.TargetSize(vcpus=9999, memory_mib=64)
 Situation = Callable[[TwoHosts, Guest], AbstractContextManager[preflight_pb2.IncomingMachine]]

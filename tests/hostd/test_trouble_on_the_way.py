@@ -16,7 +16,7 @@ from tests.hostd.unchanged import both_unchanged
 from tests.lab.wait import wait_for
 from tests.support.pki import FLEET
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 STRANGER = "99999999-0000-4000-8000-000000000000"
 

@@ -18,7 +18,7 @@ from tests.hostd.tiny import define, disk, emptied
 from tests.lab.host import IMAGES
 from tests.lab.wait import wait_for
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(300)]
 
 NAME = "late"
 DISK = f"{IMAGES}/{NAME}.qcow2"
