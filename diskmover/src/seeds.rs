@@ -273,10 +273,7 @@ enum Found {
 impl Seed {
     /// Reads a piece that may end before the file does; false when it cannot.
     fn read(&self, offset: u64, piece: &mut [u8]) -> bool {
-        let size = self.source.identity().size;
-        let there = size.saturating_sub(offset).min(piece.len() as u64) as usize;
-        std::os::unix::fs::FileExt::read_exact_at(&self.file, &mut piece[..there], offset).is_ok()
-            && there == piece.len()
+        self.source.read_at(offset, piece).is_ok()
     }
 }
 
@@ -332,4 +329,33 @@ fn hash_all(
         return Err(MoverError::new(Code::SessionClosed, text).at_receiver());
     }
     Ok(!unread.load(Ordering::Relaxed))
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::Advice;
+
+    use super::*;
+    use crate::passing::cached_bytes;
+    use crate::rig::{Rig, noise, run};
+
+    #[test]
+    fn what_is_reused_does_not_stay_in_the_page_cache() {
+        let rig = Rig::new();
+        let data = noise(1, 3 * PIECE + 700);
+        let seed = rig.root().join("seed");
+        std::fs::write(&seed, &data).unwrap();
+        let file = File::open(&seed).unwrap();
+        file.sync_all().unwrap();
+        rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
+        let source = rig.source("disk", data.len() as u64, &[(0, &data)]);
+        rig.care.borrow_mut().seeds = vec![SeedSpec {
+            root: rig.root(),
+            name: "seed".to_owned(),
+        }];
+        rig.open(&[("disk", data.len() as u64)]).unwrap();
+        let receipts = run(rig.job(&[&source])).unwrap();
+        assert!(receipts[0].wire < 2 * PIECE as u64, "it was not reused");
+        assert_eq!(cached_bytes(&seed), 0);
+    }
 }

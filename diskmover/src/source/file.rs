@@ -203,6 +203,12 @@ impl FileSource {
         Ok(())
     }
 
+    /// Fills `out` with what stands at `offset`, leaving nothing more of it in the page
+    /// cache. Fails when the file ends before that.
+    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
+        self.read_range(offset, 0, out.len(), out)
+    }
+
     /// Reads what can be read of the block at `at`, where EIO was given; returns where
     /// the next one begins.
     fn read_around(
