@@ -85,6 +85,7 @@ def sent_to_a_stranger(
     *push: str | Path,
     volume: stranger.Volume | None = None,
     at_most: int | None = None,
+    corrupt: int = 0,
 ) -> tuple[Ended, stranger.Volume, stranger.Wire]:
     """Push to a stranger's receiver.
 
@@ -93,6 +94,7 @@ def sent_to_a_stranger(
         push: What to push, and further options.
         volume: What the stranger has of it.
         at_most: Frames of content after which he calls it off.
+        corrupt: Frames of content that he takes for corrupt.
 
     Returns:
         How the push ended, what the stranger has now, and what was said.
@@ -106,7 +108,7 @@ def sent_to_a_stranger(
             raw, _ = listener.accept()
             raw.settimeout(60)
             wires.append(wire := stranger.Wire(tls.wrap_socket(raw, server_side=True)))
-            stranger.serve_one(wire, arrived, at_most=at_most)
+            stranger.serve_one(wire, arrived, at_most=at_most, corrupt=corrupt)
             while wire.receive() is not None:
                 assert at_most is not None, "nothing is said after the receipt"
             wire.close()

@@ -1,4 +1,4 @@
-"""Copies that go on, and such that build on an older one, with a stranger at one end."""
+"""Copies that go on, build on an older one or are mended, with a stranger at one end."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def wanted(heard: list[Frame]) -> dict[int, int]:
     return {frame.offset // MIB: struct.unpack("<H", frame.payload)[0] for frame in asked}
 
 
-def chunks_of(heard: list[Frame]) -> list[int]:
-    """The chunks that frames of content were about, each as often as it came."""
-    content = (frame for frame in heard if frame.kind in frames.CONTENT)
+def chunks_of(heard: list[Frame], *kinds: int) -> list[int]:
+    """The chunks that frames of content, or others, were about, each as often as it came."""
+    content = (frame for frame in heard if frame.kind in (kinds or frames.CONTENT))
     return sorted(
         number
         for frame in content
@@ -119,6 +119,33 @@ def test_a_stranger_sends_what_has_changed_since(
     assert peer.is_right(second, receipt)
 
 
+def test_a_stranger_is_asked_again_for_what_came_corrupt(
+    updating: Serve, certs: Certs, tmp_path: Path
+) -> None:
+    peer = Stranger(updating, certs, disk(tmp_path / "mended"))
+    change(peer.source)
+    with closing((sender := peer.opens()).wire):
+        # Zeros, hashes of what is there, and hashes, then a patch, of what is not.
+        sender.spoil = {3: 3, 65: 1, 66: 2}
+        sender.bring()
+        receipt = sender.finish()
+    assert kinds(sender.wire.sent) == {ZEROS: 133, HASHES: 15, PATCH: 3, DATA: 1}
+    assert wanted(sender.wire.heard) == CHANGED | dict.fromkeys(sender.spoil, 0xFFFF)
+    assert peer.is_right(sender, receipt)
+
+
+def test_a_stranger_who_spoils_all_is_not_asked_for_ever(
+    serve: Serve, certs: Certs, tmp_path: Path
+) -> None:
+    peer = Stranger(serve, certs, disk(tmp_path / "spoilt"))
+    with closing((sender := peer.opens()).wire):
+        sender.spoil = {64: 4}
+        with pytest.raises(stranger.Told) as told:
+            sender.bring([64])
+    assert (told.value.code, told.value.offset) == (frames.CHUNK_CORRUPT, 64 * MIB)
+    assert kinds(sender.wire.sent) == {DATA: 4}
+
+
 # --- a stranger that receives ---------------------------------------------------
 
 
@@ -164,3 +191,14 @@ def test_a_push_sends_what_has_changed_since_to_a_stranger(certs: Certs, tmp_pat
     got.write_bytes(volume.content)
     qemu.compare(image, "qcow2", got, "raw")
     assert pushed.receipt["digest"] == stranger.digest_of(got)
+
+
+def test_a_push_brings_again_what_a_stranger_calls_corrupt(certs: Certs, tmp_path: Path) -> None:
+    source = disk(tmp_path / "disk")
+    pushed, volume, wire = sent_to_a_stranger(certs, source, corrupt=2)
+    asked = [frame for frame in wire.sent if frame.kind == WANT]
+    assert len(asked) == 2
+    assert chunks_of(wire.heard) == sorted([*range(CHUNKS), *chunks_of(asked, WANT)])
+    assert "came corrupt" in pushed.err
+    assert pushed.receipt["wire_bytes"] == frames.content_bytes(wire.heard)
+    assert volume.content == source.read_bytes()

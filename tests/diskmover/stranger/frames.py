@@ -19,7 +19,7 @@ WELCOME, STATE, OPENED, ACK, RECEIPT, WANT = range(16, 22)
 ERROR, PING = 30, 31
 CONTENT = (DATA, ZEROS, HASHES, PATCH)
 RAW, ZSTD = 0, 1
-TARGET_BUSY, CANCELLED = 52, 60
+CHUNK_CORRUPT, TARGET_BUSY, CANCELLED = 30, 52, 60
 
 # Without sessions the key is 32 zero bytes.
 FRAME_KEY = blake3(ZERO, derive_key_context="diskmover 1 frame key").digest()
@@ -107,10 +107,11 @@ class Told(Exception):
 
     Attributes:
         code: Which.
+        offset: Where in the volume.
     """
 
     def __init__(self, payload: bytes) -> None:
-        self.code, *_ = struct.unpack("<HBBQ", payload[:12])
+        self.code, _retryable, _side, self.offset = struct.unpack("<HBBQ", payload[:12])
         _volume, message = take_text(payload[12:])
         super().__init__(f"{self.code}: {message.decode()}")
 

@@ -43,6 +43,7 @@ from tests.diskmover.stranger.state import entries, mask_of, read_dirty
 
 # What its file system has allocated, if anybody asks the stranger.
 ALLOCATED = 12345
+ALL = 0xFFFF  # pieces
 
 
 @dataclass
@@ -62,13 +63,14 @@ class Volume:
     older: bool = False
 
 
-def serve_one(wire: Wire, volume: Volume, *, at_most: int | None = None) -> None:
+def serve_one(wire: Wire, volume: Volume, *, at_most: int | None = None, corrupt: int = 0) -> None:
     """Receive a volume, from what there is of it.
 
     Args:
         wire: The connection.
         volume: What there is, and what is there in the end.
         at_most: Ends the session with CANCELLED after so many frames of content.
+        corrupt: So many frames of content are taken for corrupt at first.
     """
     _welcome(wire, volume)
     mode = _open(wire, volume)
@@ -81,7 +83,7 @@ def serve_one(wire: Wire, volume: Volume, *, at_most: int | None = None) -> None
                 Frame(ERROR, payload=struct.pack("<HBBQ", CANCELLED, 1, 1, 2**64 - 1) + b"\0")
             )
             return
-        mask = placing.place(frame)
+        mask = ALL if placed < corrupt else placing.place(frame)
         wanted = b"" if mask is None else struct.pack("<H", mask)
         kind = ACK if mask is None else WANT
         wire.send(Frame(kind, 0, frame.volume, frame.offset, frame.length, wanted))

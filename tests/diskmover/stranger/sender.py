@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from blake3 import blake3
@@ -24,6 +25,7 @@ from tests.diskmover.stranger.content import (
 )
 from tests.diskmover.stranger.frames import (
     ACK,
+    CONTENT,
     DATA,
     DIRTY,
     FINISH,
@@ -47,6 +49,7 @@ from tests.diskmover.stranger.frames import (
 from tests.diskmover.stranger.state import Known, bits, dirty
 
 VERBATIM = bytes([0])
+SENDS_AGAIN = 1
 
 
 class Sender:
@@ -56,12 +59,14 @@ class Sender:
         wire: The connection.
         known: What the receiver has said that it has.
         older_bytes: For how much of the volume it may have older content.
+        spoil: How often the content of a chunk still goes out with a flipped bit.
     """
 
     def __init__(self, wire: Wire, path: Path, name: str, *, compress: bool = False) -> None:
         self.wire = wire
         self.known = Known()
         self.older_bytes = 0
+        self.spoil: dict[int, int] = {}
         self._path = path
         self._name = name
         self._compress = compress
@@ -77,7 +82,7 @@ class Sender:
         """
         hello = struct.pack("<HI16s32s", 1, CHUNK, os.urandom(16), ZERO)
         hello += text(f"open/{self._name}") + text("any")
-        self.wire.send(Frame(HELLO, length=1, payload=hello))
+        self.wire.send(Frame(HELLO, length=SENDS_AGAIN, payload=hello))
         welcome = self.wire.expect(WELCOME)
         assert (welcome.volume, welcome.payload) == (1, struct.pack("<H", 1))
         inode = 3
@@ -142,11 +147,21 @@ class Sender:
 
     def _exchange(self, frame: Frame, content: bytes, *answers: int) -> Frame:
         frame.auth = frame.authenticator(content)
-        self.wire.send(frame)
+        self.wire.send(self._spoilt(frame))
         answer = self.wire.expect(*answers)
         if answer.kind != RECEIPT:
             assert (answer.offset, answer.length) == (frame.offset, frame.length)
         return answer
+
+    def _spoilt(self, frame: Frame) -> Frame:
+        number = frame.offset // CHUNK
+        if frame.kind not in CONTENT or not self.spoil.get(number):
+            return frame
+        self.spoil[number] -= 1
+        if frame.kind == ZEROS:
+            return replace(frame, auth=_flipped(frame.auth, 0))
+        # Of HASHES only H is authentic.
+        return replace(frame, payload=_flipped(frame.payload, 0 if frame.kind == HASHES else -1))
 
     def _root(self) -> bytes:
         hashes = self.known.chunks | self._hashes
@@ -157,6 +172,12 @@ class Sender:
             for first in range(0, chunks, SEGMENT)
         )
         return root_of_segments(segments, self._size)
+
+
+def _flipped(content: bytes, at: int) -> bytes:
+    spoilt = bytearray(content)
+    spoilt[at] ^= 1
+    return bytes(spoilt)
 
 
 def push(wire: Wire, path: Path, name: str, *, compress: bool) -> dict[str, object]:
