@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.diskmover import qemu, stranger
+from tests.diskmover import qemu, stranger, tool
 from tests.diskmover.conftest import Certs
 from tests.diskmover.stranger import frames
 from tests.diskmover.stranger.frames import DATA, DIRTY, HASHES, PATCH, WANT, ZEROS, Frame
@@ -72,6 +72,8 @@ def test_a_stranger_goes_on(serve: Serve, certs: Certs, tmp_path: Path) -> None:
         receipt = second.finish()
     assert kinds(second.wire.sent) == {DATA: 5, ZEROS: 9}
     assert peer.is_right(second, receipt)
+    with closing((third := peer.opens()).wire):
+        assert third.published == receipt
 
 
 @pytest.mark.parametrize("older", ["a part", "a template"])
@@ -160,6 +162,17 @@ def test_a_push_goes_on_at_a_stranger(certs: Certs, tmp_path: Path) -> None:
     assert volume.content == source.read_bytes()
 
 
+def test_a_push_is_answered_by_a_strangers_receipt(certs: Certs, tmp_path: Path) -> None:
+    source = tool.noise(tmp_path / "disk", 3 * MIB + 5)
+    pushed, volume, _ = sent_to_a_stranger(certs, source)
+    again, volume, wire = sent_to_a_stranger(certs, source, volume=volume)
+    assert again.receipt == pushed.receipt
+    write(source, MIB, b"changed")
+    other, _, _ = sent_to_a_stranger(certs, source, volume=volume)
+    assert (other.code, other.error["code"]) == (1, "TARGET_EXISTS")
+    assert kinds(wire.heard) == {}
+
+
 def test_a_push_sends_what_a_stranger_does_not_have(certs: Certs, tmp_path: Path) -> None:
     source = disk(tmp_path / "disk")
     volume = stranger.Volume(content=bytearray(source.read_bytes()), older=True)
@@ -180,7 +193,7 @@ def test_a_push_sends_what_has_changed_since_to_a_stranger(certs: Certs, tmp_pat
     qemu.run("qemu-img", "bitmap", "--add", "-f", "qcow2", image, "b0")
     qemu.write(image, "write -P 9 66M 64k", "write -z 129M 1M", "write -P 8 144M 64k")
     since = ["--bitmap", "b0", "--since", first.receipt["digest"]]
-    volume.older, volume.done = True, set()
+    volume = stranger.Volume(content=volume.content, older=True)
     with qemu.export(image, tmp_path / "s", "--bitmap=b0") as address:
         options = ["--nbd", address, "--name", "disk", *since]
         pushed, volume, wire = sent_to_a_stranger(certs, *options, volume=volume)

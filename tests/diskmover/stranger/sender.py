@@ -59,6 +59,7 @@ class Sender:
         wire: The connection.
         known: What the receiver has said that it has.
         older_bytes: For how much of the volume it may have older content.
+        published: The receipt, when it has all of it under its name already.
         spoil: How often the content of a chunk still goes out with a flipped bit.
     """
 
@@ -66,6 +67,7 @@ class Sender:
         self.wire = wire
         self.known = Known()
         self.older_bytes = 0
+        self.published: dict[str, object] | None = None
         self.spoil: dict[int, int] = {}
         self._path = path
         self._name = name
@@ -95,7 +97,9 @@ class Sender:
         self.wire.send(Frame(OPEN, payload=identity + VERBATIM + text(self._name)))
         while (told_of := self.wire.expect(STATE, OPENED)).kind == STATE:
             self.known.learn(told_of.payload)
-        assert told_of.payload == b"", "it has a receipt already"
+        if told_of.payload:
+            self.published = read_receipt(told_of)
+            return
         assert told_of.offset == self.known.data_bytes
         self.older_bytes = told_of.length
 
@@ -112,7 +116,7 @@ class Sender:
         root = self._root()
         payload = root + struct.pack("<Q", content_bytes(self.wire.sent))
         told = self._exchange(Frame(FINISH, length=self._size, payload=payload), root, RECEIPT)
-        return read_receipt(told.payload) | {"allocated_bytes": told.length}
+        return read_receipt(told)
 
     def _bring(self, number: int, chunk: bytes) -> None:
         """Until the receiver is content: by hashes first where it may have older content."""
@@ -188,8 +192,9 @@ def push(wire: Wire, path: Path, name: str, *, compress: bool) -> dict[str, obje
     return sender.finish()
 
 
-def read_receipt(payload: bytes) -> dict[str, object]:
-    """The fields of a receipt."""
+def read_receipt(told: Frame) -> dict[str, object]:
+    """The fields of a receipt, as RECEIPT or OPENED brings it."""
+    payload = told.payload
     size, data, wire_bytes = struct.unpack("<QQQ", payload[:24])
     volume, rest = take_text(payload[57:])
     assert rest == b""
@@ -200,4 +205,5 @@ def read_receipt(payload: bytes) -> dict[str, object]:
         "wire_bytes": wire_bytes,
         "digest": payload[24:56].hex(),
         "mode": ["verbatim", "guest-visible"][payload[56]],
+        "allocated_bytes": told.length,
     }
