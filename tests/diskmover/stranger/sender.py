@@ -144,7 +144,8 @@ class Sender:
 
     def _patch(self, offset: int, chunk: bytes, mask: int) -> Frame:
         pieces = cut(chunk, PIECE)
-        blocks = b"".join(split(pieces[number])[1] for number in bits(mask))
+        wanted = [number for number in bits(mask) if number < len(pieces)]
+        blocks = b"".join(split(pieces[number])[1] for number in wanted)
         codec, body = pack(blocks, compress=self._compress)
         payload = struct.pack("<H", mask) + split(chunk)[0] + body
         return Frame(PATCH, codec, 0, offset, len(chunk), payload)
