@@ -16,8 +16,9 @@ import pytest
 
 from tests.diskmover import stranger, tool
 from tests.diskmover.conftest import Certs
+from tests.diskmover.strangers import sent_to_a_stranger
 from tests.diskmover.test_content import DISKS
-from tests.diskmover.tool import Ended, Serve
+from tests.diskmover.tool import Serve
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -37,37 +38,11 @@ def test_a_stranger_sends_to_serve(
     assert receipt["allocated_bytes"] == (serve.root / name).stat().st_blocks * 512
 
 
-def sent_to_a_stranger(
-    source: Path, certs: Certs, *options: str
-) -> tuple[Ended, stranger.Arrived, bytes]:
-    """Push to a stranger's receiver: how it ended, what arrived, and what it was sent."""
-    tls = stranger.context(True, *certs.paths("b"), certs.ca)
-    arrived: list[tuple[stranger.Arrived, bytes]] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def receive() -> None:
-            raw, _ = listener.accept()
-            raw.settimeout(60)
-            wire = stranger.Wire(tls.wrap_socket(raw, server_side=True))
-            volume = stranger.serve_one(wire)
-            assert wire.receive() is None
-            arrived.append((volume, bytes(wire.captured)))
-            wire.close()
-
-        thread = threading.Thread(target=receive)
-        thread.start()
-        address = "{}:{}".format(*listener.getsockname())
-        base: list[str | Path] = ["push", source, "--to", address, "--connections", "1", "--json"]
-        pushed = tool.run(*base, *options, *certs.options("a"))
-        thread.join(60)
-    return pushed, *arrived[0]
-
-
 @pytest.mark.parametrize("name", ["empty", "odd-size", "text", "noise", "starts-with-hole"])
 def test_push_sends_to_a_stranger(name: str, certs: Certs, tmp_path: Path) -> None:
     source = tmp_path / name
     DISKS[name](source)
-    pushed, arrived, _ = sent_to_a_stranger(source, certs)
+    pushed, arrived, _ = sent_to_a_stranger(certs, source)
     assert pushed.receipt["digest"] == stranger.digest_of(source)
     assert pushed.receipt["allocated_bytes"] == stranger.ALLOCATED
     assert arrived.content == source.read_bytes()
@@ -89,8 +64,8 @@ def test_a_receipt_is_recomputed_from_a_captured_stream(
 ) -> None:
     source, capture, decoded = tmp_path / name, tmp_path / "capture", tmp_path / "decoded"
     DISKS[name](source)
-    pushed, _, captured = sent_to_a_stranger(source, certs, *options)
-    capture.write_bytes(captured)
+    pushed, _, wire = sent_to_a_stranger(certs, source, *options)
+    capture.write_bytes(wire.captured)
     told = receipt_py("--stream", capture, "--write", decoded)
     assert told.returncode == 0, told.stderr
     assert told.stdout == receipt_py(source).stdout
@@ -113,8 +88,8 @@ def test_a_damaged_capture_gives_no_receipt(
 ) -> None:
     source, capture = tmp_path / "disk", tmp_path / "capture"
     DISKS["odd-size"](source)
-    _, _, captured = sent_to_a_stranger(source, certs, "--no-compress")
-    capture.write_bytes(damage(captured))
+    _, _, wire = sent_to_a_stranger(certs, source, "--no-compress")
+    capture.write_bytes(damage(bytes(wire.captured)))
     told = receipt_py("--stream", capture)
     assert (told.returncode, told.stdout) == (1, "")
     assert re.search(says, told.stderr), told.stderr
