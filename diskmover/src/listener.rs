@@ -177,7 +177,8 @@ impl Receiver {
         lock(&self.shared.ended).drain(..).collect()
     }
 
-    /// Stops listening and closes all sessions.
+    /// Stops listening and closes all sessions, together: what holds up one holds up no
+    /// other.
     pub fn close(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
@@ -189,9 +190,14 @@ impl Receiver {
             .keys()
             .cloned()
             .collect();
-        for id in ids {
-            self.shared.retire(&id);
-        }
+        std::thread::scope(|scope| {
+            for id in &ids {
+                let retire = || self.shared.retire(id);
+                if guard::start_in(scope, retire).is_err() {
+                    retire();
+                }
+            }
+        });
     }
 }
 
