@@ -97,6 +97,7 @@ pub fn find(
         id,
         direct: open(OFlags::DIRECT).ok(),
         file,
+        lock: None,
         blank: false,
         sized: true,
         is_device: true,

@@ -23,6 +23,7 @@ use crate::pool::lock;
 mod lost;
 mod proven;
 mod sampled;
+mod stuck;
 mod table;
 mod zeroed;
 
@@ -72,6 +73,8 @@ pub enum Fault {
     AllHole,
     /// It takes this long.
     Slow(Duration),
+    /// It does not come back while the rule is in force.
+    Stuck,
 }
 
 /// What goes wrong where.
@@ -194,6 +197,12 @@ impl Disk {
             Some(Fault::Error(number)) => Err(io::Error::from_raw_os_error(number)),
             Some(Fault::Slow(time)) => {
                 std::thread::sleep(time);
+                Ok(None)
+            }
+            Some(Fault::Stuck) => {
+                while let Some(Fault::Stuck) = wanted(&self.path, op, range) {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
                 Ok(None)
             }
             other => Ok(other),

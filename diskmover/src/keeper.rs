@@ -225,8 +225,8 @@ impl Keeper<'_> {
         Ok(())
     }
 
-    /// Waits until a reader lets go of a target that is not to be used any more, so
-    /// that its files can be opened again.
+    /// Waits until others let go of a target that is not to be used any more, so that
+    /// its files can be opened, and locked, by somebody else.
     fn wait_for_release(&self, mut target: Option<Arc<Target>>) {
         while let Some(held) = target {
             target = Arc::try_unwrap(held).err();
@@ -317,14 +317,15 @@ impl Keeper<'_> {
             target.prove(&self.alive(link))?;
         }
         for volume in 0..self.verified.len() {
-            if let (Some((wire, unreadable)), Some(target)) =
-                (self.verified[volume].take(), self.targets()[volume].clone())
-            {
-                let receipt = target.publish(wire, unreadable)?;
-                drop(target);
-                self.set_target(volume, None);
-                self.session.note_published(volume, receipt);
-            }
+            let target = self.targets()[volume].clone();
+            let (Some((wire, unreadable)), Some(target)) = (self.verified[volume].take(), target)
+            else {
+                continue;
+            };
+            let receipt = target.publish(wire, unreadable)?;
+            self.set_target(volume, None);
+            self.wait_for_release(Some(target));
+            self.session.note_published(volume, receipt);
         }
         self.done_if_all_published();
         Ok(())

@@ -48,6 +48,7 @@ pub mod ledger;
 pub mod link;
 pub mod listener;
 pub mod local;
+pub mod locked;
 pub mod medium;
 pub mod messages;
 pub mod mode;

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -50,7 +50,8 @@ pub struct Limits {
     pub volume_memory: u64,
     /// How much its writes count beside others'.
     pub io_priority: IoPriority,
-    /// Time for the TLS handshake and HELLO together.
+    /// Time for the TLS handshake and HELLO together, and for what an earlier attempt
+    /// at the same name left.
     pub hello: Duration,
     /// Silence after which a connection is dropped.
     pub idle: Duration,
@@ -68,6 +69,8 @@ struct Shared {
     /// Held from finding a session of the stand-alone tool until the connection
     /// is in it: another connection would take it for an idle one.
     open_turn: Mutex<()>,
+    /// Told when a session is closed.
+    left: Condvar,
     /// How sessions ended that are forgotten and were not asked about.
     ended: Mutex<VecDeque<Ended>>,
     connections: AtomicUsize,
@@ -108,6 +111,7 @@ impl Receiver {
             registry: Mutex::default(),
             offer: Mutex::new(None),
             open_turn: Mutex::default(),
+            left: Condvar::new(),
             ended: Mutex::default(),
             connections: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
@@ -133,7 +137,7 @@ impl Receiver {
     /// Opens a session; one of the same name is closed first.
     pub fn open_session(&self, opening: Opening) -> Result<()> {
         check_opening(&opening)?;
-        self.shared.register(opening)
+        self.shared.register(opening).map(drop)
     }
 
     /// Where a session stands.
@@ -177,7 +181,8 @@ impl Receiver {
         lock(&self.shared.ended).drain(..).collect()
     }
 
-    /// Stops listening and closes all sessions.
+    /// Stops listening and closes all sessions, together: what holds up one holds up no
+    /// other.
     pub fn close(&self) {
         self.shared.stop.store(true, Ordering::Relaxed);
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
@@ -189,9 +194,15 @@ impl Receiver {
             .keys()
             .cloned()
             .collect();
-        for id in ids {
-            self.shared.retire(&id);
-        }
+        std::thread::scope(|scope| {
+            for id in &ids {
+                let retire = || self.shared.retire(id);
+                if guard::start_in(scope, retire).is_err() {
+                    retire();
+                }
+            }
+        });
+        self.shared.await_none();
     }
 }
 
@@ -203,7 +214,7 @@ impl Drop for Receiver {
 
 impl Shared {
     /// Serves one connection from handshake to end.
-    fn serve(&self, socket: TcpStream) {
+    fn serve(self: &Arc<Self>, socket: TcpStream) {
         let deadline = Instant::now() + self.limits.hello;
         let _ = socket.set_nonblocking(false);
         let keep = socket.try_clone();

@@ -26,6 +26,7 @@ use rustix::fs::{FallocateFlags, FileType};
 
 use crate::alignment;
 use crate::digest;
+use crate::locked::Locked;
 use crate::note;
 use crate::pool::lock;
 use crate::runway::{Lay, Runway};
@@ -70,6 +71,8 @@ pub struct Medium {
     start: u64,
     /// What the file system says of holes is believed.
     has_sound_holes: bool,
+    /// Let go of when nothing writes here any more.
+    _lock: Option<Locked>,
 }
 
 impl Medium {
@@ -106,6 +109,7 @@ impl Medium {
             told_zeroing: AtomicBool::new(false),
             start: 0,
             has_sound_holes,
+            _lock: None,
         })
     }
 
@@ -113,6 +117,14 @@ impl Medium {
     /// blocks.
     pub fn behind(self, start: u64) -> Medium {
         Medium { start, ..self }
+    }
+
+    /// The same, with what keeps others away from the file.
+    pub fn held_by(self, lock: Option<Locked>) -> Medium {
+        Medium {
+            _lock: lock,
+            ..self
+        }
     }
 
     /// Where in the file the volume begins.

@@ -26,6 +26,7 @@ use crate::entry;
 use crate::error::{Code, MoverError, Result};
 use crate::journal::{Journal, Subject};
 use crate::ledger::Ledger;
+use crate::locked::Locked;
 use crate::medium::Medium;
 use crate::messages::Receipt;
 use crate::mode::CopyMode;
@@ -37,7 +38,6 @@ use crate::revision::Revision;
 use crate::seeds::Seeds;
 use crate::source::Identity;
 use crate::store::Store;
-use crate::sys;
 use crate::target::{Container, Opened, Place, Target, TargetSpec, Trust};
 use crate::trust;
 
@@ -60,6 +60,8 @@ pub struct Site {
     pub id: FileId,
     /// The file, for the page cache.
     pub file: File,
+    /// What keeps others away from it; a device is opened for one alone.
+    pub lock: Option<Locked>,
     /// The same with O_DIRECT, if that works there.
     pub direct: Option<File>,
     /// All of it reads as zero.
@@ -144,7 +146,7 @@ pub fn open(
     let blank = site.blank && seeds.is_empty();
     let unmeasured = |e| MoverError::target_io("cannot measure a target", &e);
     let medium = Medium::new(site.file, site.direct, blank).map_err(unmeasured)?;
-    let medium = medium.behind(start);
+    let medium = medium.behind(start).held_by(site.lock);
     let noted = match site.sized {
         true => Journal::load(&names, &subject, &mut share)?,
         false => None,
@@ -281,22 +283,24 @@ fn find_part(spec: &TargetSpec, tag: &str, size: u64, since: Option<Hash>) -> Re
         publish::reopen(&names)?;
     }
     publish::refuse_existing(&names)?;
-    let file = open_part(&names)?;
+    let lock = open_part(&names)?;
     // The lock is held: the name and the open file stay the same one.
     let Some(id) = receipt::file_id(&names, &names.part)? else {
         return Err(names.failed("cannot stat", &names.part, Errno::NOENT));
     };
-    let stat = rustix::fs::fstat(&file);
+    let stat = rustix::fs::fstat(&*lock);
     let sized = stat.is_ok_and(|stat| stat.st_size as u64 == size);
     let unmapped = |e| MoverError::target_io(&format!("cannot map {}", names.part), &e);
-    let blank = is_blank(&file, size).map_err(unmapped)?;
+    let blank = is_blank(&lock, size).map_err(unmapped)?;
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::DIRECT;
     let direct = beneath::open(&names.dir, &names.part, flags, Mode::empty()).ok();
     let direct = direct.filter(|fd| rustix::fs::fstat(fd).is_ok_and(|s| s.st_ino == id.inode));
+    let file = lock.try_clone().map_err(unmapped)?;
     Ok(Found::Open(Site {
         names,
         id,
         file,
+        lock: Some(lock),
         direct: direct.map(File::from),
         blank,
         sized,
@@ -305,7 +309,7 @@ fn find_part(spec: &TargetSpec, tag: &str, size: u64, since: Option<Hash>) -> Re
 }
 
 /// Opens or creates the part, locked; refuses what is not a plain file of ours.
-pub fn open_part(names: &Names) -> Result<File> {
+pub fn open_part(names: &Names) -> Result<Locked> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
     for _ in 0..3 {
         let fd = beneath::open(&names.dir, &names.part, flags, Mode::from_raw_mode(0o600))
@@ -314,13 +318,13 @@ pub fn open_part(names: &Names) -> Result<File> {
                 e => names.failed("cannot open", &names.part, e),
             })?;
         let failed = |e: Errno| names.failed("cannot stat", &names.part, e);
-        let locked = sys::try_lock(&fd)
+        let locked = Locked::take(File::from(fd))
             .map_err(|e| failed(Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
-        if !locked {
+        let Some(part) = locked else {
             let text = format!("another session writes the target {:?}", names.shown);
             return Err(MoverError::new(Code::TargetBusy, text).at_receiver());
-        }
-        let stat = rustix::fs::fstat(&fd).map_err(failed)?;
+        };
+        let stat = rustix::fs::fstat(&*part).map_err(failed)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile || stat.st_nlink > 1 {
             let text = format!("{} is not a plain file with one name", names.part);
             return Err(MoverError::new(Code::TargetPath, text).at_receiver());
@@ -328,7 +332,7 @@ pub fn open_part(names: &Names) -> Result<File> {
         // The lock may have come when the last holder published or removed it.
         match rustix::fs::statat(&names.dir, &names.part, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(named) if named.st_ino == stat.st_ino && stat.st_nlink == 1 => {
-                return Ok(File::from(fd));
+                return Ok(part);
             }
             Ok(_) | Err(Errno::NOENT) => {}
             Err(e) => return Err(failed(e)),

@@ -23,11 +23,11 @@ use crate::digest;
 use crate::error::{Code, MoverError, Result};
 #[cfg(test)]
 use crate::faults::{self, Op};
+use crate::locked::Locked;
 use crate::messages::Receipt;
 use crate::mode::CopyMode;
 use crate::opening;
 use crate::receipt;
-use crate::sys;
 use crate::target::{Container, Place, TargetSpec};
 use crate::trust;
 
@@ -91,15 +91,15 @@ pub fn reopen(names: &Names) -> Result<()> {
     let failed = |e: Errno| names.failed("cannot go on from", &names.base, e);
     let file = beneath::open(&names.dir, &names.base, flags, Mode::empty()).map_err(failed)?;
     // QEMU locks what it uses, too.
-    let free = sys::try_lock(&file)
+    let locked = Locked::take(File::from(file))
         .map_err(|e| MoverError::target_io("cannot lock an earlier copy", &e))?;
-    if !free {
+    let Some(_locked) = locked else {
         let text = format!(
             "{:?} is in use, so it cannot be brought up to date; stop its user first",
             names.shown
         );
         return Err(MoverError::new(Code::TargetBusy, text).at_receiver());
-    }
+    };
     let (dir, flags) = (&names.dir, RenameFlags::NOREPLACE);
     rustix::fs::renameat_with(dir, &names.base, dir, &names.part, flags).map_err(failed)?;
     names.sync_dir()?;
@@ -216,7 +216,7 @@ fn existing_names(root: &Path, name: &str, tag: &str) -> Result<Option<Names>> {
 }
 
 /// Locks the part, if there is one, so that no session writes it.
-fn lock_part(names: &Names) -> Result<Option<File>> {
+fn lock_part(names: &Names) -> Result<Option<Locked>> {
     match rustix::fs::statat(&names.dir, &names.part, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile => {}
         _ => return Ok(None),
@@ -225,9 +225,9 @@ fn lock_part(names: &Names) -> Result<Option<File>> {
     let Ok(fd) = beneath::open(&names.dir, &names.part, flags, Mode::empty()) else {
         return Ok(None);
     };
-    match sys::try_lock(&fd) {
-        Ok(true) => Ok(Some(File::from(fd))),
-        Ok(false) => {
+    match Locked::take(File::from(fd)) {
+        Ok(Some(part)) => Ok(Some(part)),
+        Ok(None) => {
             let text = format!(
                 "a session writes the target {:?}; close it first",
                 names.shown

@@ -19,9 +19,9 @@ use rustix::io::Errno;
 use crate::base::PIECE;
 use crate::beneath;
 use crate::digest::Hash;
+use crate::locked::Locked;
 use crate::seeds::SeedSpec;
 use crate::source::{FileSource, Source};
-use crate::sys;
 
 const MAGIC: &[u8; 8] = b"DMHASH1\n";
 const HEADER: usize = 8 + 32 + 32;
@@ -42,7 +42,7 @@ pub struct List {
 /// A list in the making. Dropped before it is kept, it leaves nothing.
 pub struct Draft<'a> {
     list: &'a List,
-    file: File,
+    file: Locked,
     name: String,
     failed: bool,
     kept: bool,
@@ -107,16 +107,15 @@ impl List {
                 // Whoever makes one holds its lock; one without was left by a crash.
                 let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK;
                 let old = beneath::open(&self.dir, &name, flags, Mode::empty()).ok()?;
-                sys::try_lock(&old).ok().filter(|free| *free)?;
+                let _old = Locked::take(File::from(old)).ok()??;
                 rustix::fs::unlinkat(&self.dir, &name, AtFlags::empty()).ok()?;
                 create().ok()?
             }
             other => other.ok()?,
         };
-        sys::try_lock(&fd).ok().filter(|free| *free)?;
         let draft = Draft {
             list: self,
-            file: File::from(fd),
+            file: Locked::take(File::from(fd)).ok()??,
             name,
             failed: false,
             kept: false,

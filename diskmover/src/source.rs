@@ -19,6 +19,12 @@ pub trait Source: Send + Sync {
     /// As it was when it was opened.
     fn identity(&self) -> Identity;
 
+    /// Learns what is told of it, which can last: until then its identity is good for
+    /// nothing but its size, and its revision is not known. `abort` ends it.
+    fn learn(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// What its bytes are.
     fn mode(&self) -> CopyMode {
         CopyMode::Verbatim

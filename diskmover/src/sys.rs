@@ -127,29 +127,22 @@ pub fn cached_pages(file: impl AsFd, offset: u64, len: u64) -> io::Result<u64> {
 
 /// Takes the exclusive lock of an open file; false when another one holds it.
 pub fn try_lock(file: impl AsFd) -> io::Result<bool> {
-    let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // SAFETY: the descriptor is open while borrowed; the struct outlives the call.
-    let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &lock) };
-    if result == 0 {
-        return Ok(true);
+    match set_lock(file, &lock_of(libc::F_WRLCK, 0, 0)) {
+        Ok(()) => Ok(true),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => Ok(false),
+        Err(e) => Err(e),
     }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
-        _ => Err(error),
-    }
+}
+
+/// Lets go of what locks an open file has, for all who have the same opening of it.
+pub fn unlock(file: impl AsFd) -> io::Result<()> {
+    set_lock(file, &lock_of(libc::F_UNLCK, 0, 0))
 }
 
 /// Whether somebody else holds a lock on a byte of an open file, shared or not. None
 /// is taken.
 pub fn is_locked(file: impl AsFd, byte: u64) -> io::Result<bool> {
-    let mut lock = byte_lock(libc::F_WRLCK, byte);
+    let mut lock = lock_of(libc::F_WRLCK, byte, 1);
     // SAFETY: the descriptor is open while borrowed; the struct outlives the call,
     // which writes no more than that.
     let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_GETLK, &mut lock) };
@@ -162,21 +155,25 @@ pub fn is_locked(file: impl AsFd, byte: u64) -> io::Result<bool> {
 /// Takes the shared lock of a byte of an open file, as QEMU does.
 #[cfg(test)]
 pub fn lock_shared(file: impl AsFd, byte: u64) -> io::Result<()> {
-    let lock = byte_lock(libc::F_RDLCK, byte);
+    set_lock(file, &lock_of(libc::F_RDLCK, byte, 1))
+}
+
+fn set_lock(file: impl AsFd, lock: &libc::flock) -> io::Result<()> {
     // SAFETY: the descriptor is open while borrowed; the struct outlives the call.
-    let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &lock) };
+    let result = unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_OFD_SETLK, lock) };
     match result {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
 }
 
-fn byte_lock(kind: libc::c_int, byte: u64) -> libc::flock {
+/// A lock of `len` bytes of a file; 0 stands for all that follow.
+fn lock_of(kind: libc::c_int, from: u64, len: u64) -> libc::flock {
     libc::flock {
         l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: byte as libc::off_t,
-        l_len: 1,
+        l_start: from as libc::off_t,
+        l_len: len as libc::off_t,
         l_pid: 0,
     }
 }
@@ -325,7 +322,9 @@ mod tests {
         let two = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
         assert!(try_lock(&one).unwrap());
         assert!(!try_lock(&two).unwrap());
-        drop(one);
+        unlock(&two).unwrap();
+        assert!(!try_lock(&two).unwrap());
+        unlock(&one).unwrap();
         assert!(try_lock(&two).unwrap());
     }
 

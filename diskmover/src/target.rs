@@ -211,3 +211,18 @@ impl Target {
         error.at_receiver().in_volume(&self.spec.volume)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::proving::tests::open;
+    use crate::digest::CHUNK;
+
+    #[test]
+    fn a_part_can_be_opened_once_it_is_let_go_of_whoever_has_a_copy_of_the_descriptor() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = open(dir.path(), CHUNK);
+        let _forked = target.medium.file().try_clone().unwrap();
+        drop(target);
+        open(dir.path(), CHUNK);
+    }
+}

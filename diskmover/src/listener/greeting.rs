@@ -5,6 +5,7 @@
 //! "open/NAME", and names are offered:
 //!     a plain name                   else INVALID_ARGUMENT
 //!     nobody else is at it           else TARGET_BUSY
+//!     an earlier attempt is closed   waited for, else TARGET_BUSY
 //!                                    -> a session for name and sender
 //! any other name:
 //!     not of a closed session        else SESSION_CLOSED, or SESSION_KEY_REPLAYED
@@ -16,7 +17,8 @@
 //! then the session lets the connection in, or not, and WELCOME goes out
 //! ```
 
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard};
 use std::time::Instant;
 
 use crate::beneath;
@@ -31,9 +33,16 @@ use crate::offer::Offer;
 use crate::pool::lock;
 use crate::session::{OPEN_TO_ALL, Opening, Session};
 
+/// A session of the stand-alone tool, or why there is none yet.
+type Found = std::result::Result<Arc<Session>, MoverError>;
+
 impl Shared {
     /// Finds the session that a HELLO is for, and lets the connection in.
-    pub(super) fn greet(&self, link: &Arc<Link>, deadline: Instant) -> Result<Arc<Session>> {
+    pub(super) fn greet(
+        self: &Arc<Self>,
+        link: &Arc<Link>,
+        deadline: Instant,
+    ) -> Result<Arc<Session>> {
         let broken = |what: &str| {
             MoverError::new(Code::Protocol, format!("{}: {what}", link.peer)).at_receiver()
         };
@@ -59,11 +68,16 @@ impl Shared {
         let exporter = link
             .exporter(&hello.session)
             .map_err(|e| e.to_mover(&link.peer))?;
-        let _turn = hello
-            .session
-            .starts_with(OPEN_TO_ALL)
-            .then(|| lock(&self.open_turn));
-        let session = self.find(&hello, &exporter, &link.peer_uris())?;
+        let uris = link.peer_uris();
+        let offer = lock(&self.offer).clone();
+        let offer = offer.filter(|_| hello.session.starts_with(OPEN_TO_ALL));
+        let (session, _turn) = match offer {
+            Some(offer) => {
+                let (session, turn) = self.await_open(&hello, &uris, &offer, deadline)?;
+                (session, Some(turn))
+            }
+            None => (self.find(&hello, &exporter, &uris)?, None),
+        };
         let mut welcome = Header::new(Kind::Welcome, session.specs.len() as u16);
         welcome.payload_len = 2;
         // The session may have something to say to all its connections at once.
@@ -81,11 +95,6 @@ impl Shared {
             let expected = keys.prove(exporter, &hello.nonce, &hello.session);
             blake3::Hash::from_bytes(expected) == blake3::Hash::from_bytes(hello.proof)
         };
-        if let Some(offer) = lock(&self.offer).clone()
-            && hello.session.starts_with(OPEN_TO_ALL)
-        {
-            return self.find_open(hello, uris, &offer);
-        }
         let registry = lock(&self.registry);
         let mut retired = registry.retired.iter();
         if let Some(old) = retired.find(|old| old.session == hello.session && proves(&old.keys)) {
@@ -114,11 +123,33 @@ impl Shared {
         Ok(Arc::clone(session))
     }
 
+    /// Finds or makes a session for the stand-alone tool, and the turn to enter it. What
+    /// an earlier attempt left is waited for; meanwhile it is the turn of others.
+    fn await_open(
+        self: &Arc<Self>,
+        hello: &Hello,
+        uris: &[String],
+        offer: &Offer,
+        deadline: Instant,
+    ) -> Result<(Arc<Session>, MutexGuard<'_, ()>)> {
+        loop {
+            let turn = lock(&self.open_turn);
+            let ends = self.stop.load(Ordering::Relaxed) || Instant::now() >= deadline;
+            match self.find_open(hello, uris, offer)? {
+                Ok(session) => return Ok((session, turn)),
+                Err(why) if ends => return Err(why),
+                Err(_) => {}
+            }
+            drop(turn);
+            self.await_one_less();
+        }
+    }
+
     /// Makes a session for the stand-alone tool: "open/NAME" from anybody.
     ///
     /// Its tag comes from name and sender, so that the same command goes on
     /// where it stopped. A dead attempt is replaced, a live one is not.
-    fn find_open(&self, hello: &Hello, uris: &[String], offer: &Offer) -> Result<Arc<Session>> {
+    fn find_open(self: &Arc<Self>, hello: &Hello, uris: &[String], offer: &Offer) -> Result<Found> {
         let name = hello.session.strip_prefix(OPEN_TO_ALL).unwrap_or_default();
         if name.contains('/') || name.starts_with('.') {
             return Err(invalid(format!("{name:?} is not a plain file name")));
@@ -132,7 +163,7 @@ impl Shared {
         );
         let current = lock(&self.registry).sessions.get(&id).cloned();
         match current {
-            Some(session) if session.nonce() == Some(hello.nonce) => return Ok(session),
+            Some(session) if session.nonce() == Some(hello.nonce) => return Ok(Ok(session)),
             Some(session) if session.in_use() => {
                 let text = format!("{name:?} is being received already");
                 return Err(MoverError::new(Code::TargetBusy, text).at_receiver());
@@ -141,17 +172,16 @@ impl Shared {
         }
         let tag = hex(&blake3::hash(id.as_bytes()).as_bytes()[..8]);
         self.forget_idle();
-        self.register(Opening {
-            id: id.clone(),
+        if let Some(why) = lock(&self.registry).awaits(&id, self.limits.sessions) {
+            return Ok(Err(why));
+        }
+        let opening = Opening {
+            id,
             key: ZERO_HASH,
             sender,
             volumes: vec![offer.target(name)],
             tag,
-        })?;
-        lock(&self.registry)
-            .sessions
-            .get(&id)
-            .cloned()
-            .ok_or_else(|| unknown(&id))
+        };
+        self.register(opening).map(Ok)
     }
 }

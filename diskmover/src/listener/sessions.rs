@@ -1,14 +1,16 @@
 //! Which sessions there are, and what is remembered of those that were.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use crate::beneath;
 use crate::error::{Code, MoverError, Result};
+use crate::guard;
 use crate::listener::{Shared, invalid};
 use crate::messages::{Keys, Receipt};
 use crate::pool::lock;
-use crate::session::{MAX_VOLUMES, OPEN_TO_ALL, Opening, Session, closed, replayed};
+use crate::session::{MAX_VOLUMES, OPEN_TO_ALL, Opening, Session, TICK, closed, replayed};
 
 /// Ends that are kept for somebody to ask about.
 const UNASKED: usize = 1000;
@@ -38,6 +40,8 @@ impl Retired {
 pub(super) struct Registry {
     pub(super) sessions: HashMap<String, Arc<Session>>,
     pub(super) retired: VecDeque<Retired>,
+    /// Sessions that are being closed, and have something open until they are.
+    leaving: Vec<Arc<Session>>,
 }
 
 impl Registry {
@@ -53,7 +57,30 @@ impl Registry {
         if self.retired.len() > RETIRED {
             self.retired.pop_front();
         }
+        self.leaving.push(Arc::clone(&session));
         Some(session)
+    }
+
+    /// Fails when there are `most` sessions, with those that are being closed.
+    fn check_room(&self, most: usize) -> Result<()> {
+        if self.sessions.len() + self.leaving.len() < most {
+            return Ok(());
+        }
+        let text = format!("{most} sessions are open already; close some");
+        Err(MoverError::new(Code::LimitExceeded, text).at_receiver())
+    }
+
+    /// Why a session of this name has to wait for one that is being closed, if it has.
+    pub(super) fn awaits(&self, id: &str, most: usize) -> Option<MoverError> {
+        if let Some(earlier) = self.leaving.iter().find(|session| session.id == id) {
+            let text = format!(
+                "an earlier attempt has not let go of {:?} yet; copy again, and look at the receiver's disk if that lasts",
+                earlier.specs[0].volume
+            );
+            return Some(MoverError::new(Code::TargetBusy, text).at_receiver());
+        }
+        let full = self.check_room(most).err();
+        full.filter(|_| !self.leaving.is_empty())
     }
 }
 
@@ -68,22 +95,19 @@ pub struct Ended {
 }
 
 impl Shared {
-    pub(super) fn register(&self, opening: Opening) -> Result<()> {
+    pub(super) fn register(&self, opening: Opening) -> Result<Arc<Session>> {
         self.retire(&opening.id);
         let id = opening.id.clone();
         let mut registry = lock(&self.registry);
-        if registry.sessions.len() >= self.limits.sessions {
-            let text = format!(
-                "{} sessions are open already; close some",
-                self.limits.sessions
-            );
-            return Err(MoverError::new(Code::LimitExceeded, text).at_receiver());
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(closed(&id)); // nobody would close it any more
         }
+        registry.check_room(self.limits.sessions)?;
         let budget = Arc::clone(&self.budget);
         let limits = &self.limits;
         let session = Session::new(opening, limits.buffer_bytes, limits.quiet, budget);
-        registry.sessions.insert(id, session);
-        Ok(())
+        registry.sessions.insert(id, Arc::clone(&session));
+        Ok(session)
     }
 
     /// Keeps how a session of the stand-alone tool ended, once.
@@ -106,25 +130,51 @@ impl Shared {
     }
 
     pub(super) fn retire(&self, id: &str) {
-        let Some(session) = lock(&self.registry).retire(id) else {
-            return;
-        };
-        session.close();
-        self.note_end(&session);
+        let session = lock(&self.registry).retire(id);
+        if let Some(session) = session {
+            self.see_off(&session);
+        }
     }
 
-    /// Closes the stand-alone tool's sessions that nobody uses.
-    pub(super) fn forget_idle(&self) {
+    /// Closes a session that was taken out.
+    fn see_off(&self, session: &Arc<Session>) {
+        session.close();
+        self.note_end(session);
+        let mut registry = lock(&self.registry);
+        registry
+            .leaving
+            .retain(|other| !Arc::ptr_eq(other, session));
+        self.left.notify_all();
+    }
+
+    /// Waits until a session is closed that was being closed; a moment at most.
+    pub(super) fn await_one_less(&self) {
+        let _ = self.left.wait_timeout(lock(&self.registry), TICK);
+    }
+
+    /// Waits until all are closed that were being closed.
+    pub(super) fn await_none(&self) {
+        let any = |registry: &mut Registry| !registry.leaving.is_empty();
+        let none = self.left.wait_while(lock(&self.registry), any);
+        drop(none.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Takes out the stand-alone tool's sessions that nobody uses. They are closed
+    /// elsewhere: a disk that hangs holds up nobody who does not need it.
+    pub(super) fn forget_idle(self: &Arc<Self>) {
         let idle = |(id, session): (&String, &Arc<Session>)| {
             (id.starts_with(OPEN_TO_ALL) && !session.in_use()).then(|| id.clone())
         };
-        let ids: Vec<String> = lock(&self.registry)
-            .sessions
-            .iter()
-            .filter_map(idle)
-            .collect();
-        for id in ids {
-            self.retire(&id);
+        let sessions: Vec<Arc<Session>> = {
+            let mut registry = lock(&self.registry);
+            let ids: Vec<String> = registry.sessions.iter().filter_map(idle).collect();
+            ids.iter().filter_map(|id| registry.retire(id)).collect()
+        };
+        for session in sessions {
+            let (shared, leaving) = (Arc::clone(self), Arc::clone(&session));
+            if guard::start(move || shared.see_off(&leaving)).is_err() {
+                self.see_off(&session);
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::digest::{self, Bitmap, CHUNK};
 use crate::error::{Code, MoverError, Result};
@@ -11,15 +11,13 @@ use crate::nbd::address::{Changes, ExportSpec};
 use crate::nbd::client::Patience;
 use crate::nbd::error::NbdError;
 use crate::nbd::handshake::{ALLOCATION, DIRTY_PREFIX};
+use crate::nbd::map::{Context, Map};
 use crate::nbd::pool::Pool;
-use crate::nbd::proto::{allocation, bitmap};
 use crate::nbd::status::Known;
 use crate::plan::Extents;
 use crate::revision::Revision;
 use crate::source::{Identity, Source};
 
-/// Bytes that one BLOCK_STATUS asks about.
-const WINDOW: u64 = 1 << 30;
 /// Gaps up to this size are read too: a request costs more.
 const SMALL_GAP: u64 = 64 << 10;
 
@@ -27,23 +25,10 @@ const SMALL_GAP: u64 = 64 << 10;
 pub struct NbdSource {
     shown: String,
     pool: Arc<Pool>,
-    identity: Identity,
-    revision: Option<Revision>,
-}
-
-/// The contexts in the order in which they are asked for.
-#[derive(Clone, Copy)]
-enum Context {
-    Allocation = 0,
-    Bitmap = 1,
-}
-
-/// What a context tells of the whole export, a window at a time.
-struct Map {
-    shown: String,
-    pool: Arc<Pool>,
-    context: Context,
-    known: Known,
+    spec: ExportSpec,
+    nonce: [u8; 16],
+    /// What it is, and what has changed in it, once that is learnt.
+    learnt: OnceLock<(Identity, Option<Revision>)>,
 }
 
 impl NbdSource {
@@ -84,18 +69,17 @@ impl NbdSource {
             );
             return Err(MoverError::new(Code::SourceInvalid, text));
         }
-        let size = export.size;
-        let revision = match &spec.changes {
-            Some(changes) => Some(changed_since(&shown, &pool, changes)?),
-            None => None,
-        };
-        let identity = identity(size, spec.content_id.as_deref(), nonce, revision.as_ref());
         Ok(NbdSource {
             shown,
             pool,
-            identity,
-            revision,
+            spec: spec.clone(),
+            nonce: *nonce,
+            learnt: OnceLock::new(),
         })
+    }
+
+    fn size(&self) -> u64 {
+        self.pool.export().size
     }
 }
 
@@ -117,8 +101,20 @@ fn changed_since(shown: &str, pool: &Arc<Pool>, changes: &Changes) -> Result<Rev
 }
 
 impl Source for NbdSource {
+    /// Before it is learnt, that of content which nobody has seen or will see again.
     fn identity(&self) -> Identity {
-        self.identity
+        let unknown = || identity(self.size(), None, &self.nonce, None);
+        self.learnt.get().map_or_else(unknown, |(known, _)| *known)
+    }
+
+    fn learn(&self) -> Result<()> {
+        let changes = self.spec.changes.as_ref();
+        let changes = changes.map(|changes| changed_since(&self.shown, &self.pool, changes));
+        let revision = changes.transpose()?;
+        let content_id = self.spec.content_id.as_deref();
+        let identity = identity(self.size(), content_id, &self.nonce, revision.as_ref());
+        let _ = self.learnt.set((identity, revision)); // it was the same before
+        Ok(())
     }
 
     fn mode(&self) -> CopyMode {
@@ -126,11 +122,11 @@ impl Source for NbdSource {
     }
 
     fn revision(&self) -> Option<&Revision> {
-        self.revision.as_ref()
+        self.learnt.get()?.1.as_ref()
     }
 
     fn extents(&self, trust_holes: bool) -> Result<Box<dyn Extents + Send>> {
-        let size = self.identity.size;
+        let size = self.size();
         let known = if trust_holes && has(&self.pool, Context::Allocation) {
             Known::default()
         } else {
@@ -142,7 +138,7 @@ impl Source for NbdSource {
 
     fn read_chunk(&self, chunk: u64, ranges: &[Range<u64>], buffer: &mut [u8]) -> Result<Bitmap> {
         let base = chunk * CHUNK;
-        let end = base + digest::chunk_len(self.identity.size, chunk) as u64;
+        let end = base + digest::chunk_len(self.size(), chunk) as u64;
         let wanted = widen(ranges, u64::from(self.pool.export().min_block), base..end);
         let mut at = 0;
         for range in &wanted {
@@ -172,65 +168,6 @@ impl Source for NbdSource {
 
     fn abort(&self) {
         self.pool.abort();
-    }
-}
-
-impl Extents for Map {
-    fn next_data(&mut self, from: u64) -> io::Result<Option<Range<u64>>> {
-        let size = self.pool.export().size;
-        let mut at = from;
-        while at < size {
-            if !self.known.range.contains(&at) {
-                self.known = self.ask(at, size)?;
-            }
-            if let Some(range) = self.known.next(at) {
-                return Ok(Some(range));
-            }
-            at = self.known.range.end;
-        }
-        Ok(None)
-    }
-}
-
-impl Map {
-    fn new(shown: &str, pool: &Arc<Pool>, context: Context, known: Known) -> Map {
-        Map {
-            shown: shown.to_owned(),
-            pool: Arc::clone(pool),
-            context,
-            known,
-        }
-    }
-
-    fn ask(&self, from: u64, size: u64) -> io::Result<Known> {
-        let start = from - from % u64::from(self.pool.export().min_block);
-        let asked = start..size.min(start + WINDOW);
-        let len = (asked.end - asked.start) as u32;
-        let in_sync = |error: &NbdError| matches!(error, NbdError::Server { .. });
-        let answer = self
-            .pool
-            .with(in_sync, |client| client.block_status(start, len));
-        let counts = match self.context {
-            Context::Allocation => |flags| flags & allocation::ZERO == 0,
-            Context::Bitmap => |flags| flags & bitmap::DIRTY != 0,
-        };
-        match answer {
-            Ok(mut found) => {
-                let extents = std::mem::take(&mut found[self.context as usize]);
-                let known = Known::of(asked.clone(), &extents, counts);
-                // One that stops before what we need would be given again for ever.
-                Ok(match known.range.end <= from {
-                    true => Known::all(asked),
-                    false => known,
-                })
-            }
-            // What the server cannot tell has to be read.
-            Err(error) if in_sync(&error) => Ok(Known::all(asked)),
-            Err(error) => Err(io::Error::other(format!(
-                "cannot ask the {} what stands at byte {start}: {error}",
-                self.shown
-            ))),
-        }
     }
 }
 

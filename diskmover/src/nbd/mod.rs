@@ -6,6 +6,7 @@
 //! handshake.rs  fixed newstyle, structured replies, meta contexts, GO
 //! client.rs     READ and BLOCK_STATUS over one connection
 //! status.rs     extents -> ranges that have to be read
+//! map.rs        ... of the whole export
 //! pool.rs       several connections when the server allows it
 //! export.rs     the source that a copy reads
 //! ```
@@ -20,6 +21,7 @@ pub mod client;
 pub mod error;
 pub mod export;
 pub mod handshake;
+pub mod map;
 pub mod pool;
 pub mod proto;
 pub mod socket;

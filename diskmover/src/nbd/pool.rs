@@ -81,6 +81,11 @@ impl Pool {
         &self.export
     }
 
+    /// How long the server may take.
+    pub fn patience(&self) -> Patience {
+        self.patience
+    }
+
     /// Lends a connection; one that fails is not used again.
     ///
     /// What the server reports of a request leaves the connection usable only

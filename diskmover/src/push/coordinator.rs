@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::standing::Standing;
 use super::{CLOSING, QUEUE, Shared, guarded};
 use crate::bottleneck::{self, Stage};
 use crate::error::{Code, MoverError, Result};
@@ -52,9 +53,11 @@ pub(super) fn coordinate(shared: &Arc<Shared>) {
             }
             Ok(())
         };
-        if let Err(error) = start_all() {
-            shared.fail(error);
-        }
+        guarded(shared, "the coordinator", || {
+            if let Err(error) = shared.learn().and_then(|()| start_all()) {
+                shared.fail(error);
+            }
+        });
         while !shared.stopping() {
             guarded(shared, "the coordinator", || {
                 if let Err(error) = shared.watch() {
@@ -87,6 +90,16 @@ fn workers() -> usize {
 }
 
 impl Shared {
+    /// Lets the sources find out what they are. The time for connections begins
+    /// afterwards.
+    fn learn(&self) -> Result<()> {
+        for volume in &self.volumes {
+            volume.source.learn().map_err(|e| e.in_volume(&volume.id))?;
+        }
+        *lock(&self.standing) = Standing::new(Instant::now());
+        Ok(())
+    }
+
     /// One look at how it goes.
     fn watch(&self) -> Result<()> {
         self.meter.note(self.done());

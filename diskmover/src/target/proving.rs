@@ -111,7 +111,7 @@ impl Target {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::path::Path;
@@ -128,7 +128,7 @@ mod tests {
     const SEGMENT: u64 = SEGMENT_CHUNKS * CHUNK;
 
     /// A target in a directory, of so many bytes.
-    fn open(dir: &Path, size: u64) -> Target {
+    pub(in crate::target) fn open(dir: &Path, size: u64) -> Target {
         let spec = TargetSpec {
             volume: "disk".into(),
             root: dir.to_owned(),

@@ -4,6 +4,7 @@
 //! that names the export, the place and the reason. It never panics, hangs, or
 //! takes memory because a server says so.
 
+mod bitmaps;
 mod handshakes;
 mod reads;
 mod server;
