@@ -319,52 +319,25 @@ const _: () = assert!(BLOCK == ALIGN);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::budget::Budget;
-    use crate::mode::CopyMode;
-    use crate::opening::{self, Announced};
     use crate::rig::noise;
+    use crate::sample;
     use crate::seeds::SeedSpec;
-    use crate::source::Identity;
     use crate::sys::AlignedBuf;
-    use crate::target::{Care, Opened, TargetSpec};
+    use crate::target::Care;
 
     #[test]
     fn what_seeds_give_is_told_as_written_and_what_stands_there_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let mut chunk = noise(1, CHUNK as usize);
         std::fs::write(dir.path().join("seed"), &chunk).unwrap();
-        let spec = TargetSpec {
-            volume: "disk".into(),
-            root: dir.path().to_owned(),
-            name: "disk".into(),
-            size: None,
-            mode: None,
-            uid: None,
-            gid: None,
-            care: Care {
-                seeds: vec![SeedSpec {
-                    root: dir.path().to_owned(),
-                    name: "seed".into(),
-                }],
-                ..Care::default()
-            },
+        let care = Care {
+            seeds: vec![SeedSpec {
+                root: dir.path().to_owned(),
+                name: "seed".into(),
+            }],
+            ..Care::default()
         };
-        let identity = Identity {
-            size: 2 * CHUNK,
-            mtime_ns: 1,
-            ctime_ns: 2,
-            inode: 3,
-        };
-        let announced = Announced {
-            identity,
-            mode: CopyMode::Verbatim,
-            revision: None,
-        };
-        let share = Budget::new(u64::MAX).share();
-        let opened = opening::open(&spec, "t", &announced, share, &|| true);
-        let Opened::Receiving(target) = opened.unwrap() else {
-            panic!("it is there already")
-        };
+        let target = sample::open(dir.path(), care, sample::identity(2 * CHUNK)).unwrap();
         let mut buffer = AlignedBuf::new(CHUNK as usize).unwrap();
         let mut take = |number, chunk: &[u8]| {
             let hash = digest::chunk_hash(&digest::scan(chunk), chunk);

@@ -10,11 +10,11 @@ use diskmover::error::MoverError;
 use diskmover::frame::{self, HEADER, Header, Kind};
 use diskmover::messages::{self, EXPORTER_LABEL, Hello, Keys, Open, VERSION};
 use diskmover::mode::CopyMode;
-use diskmover::source::Identity;
 use diskmover::tls::{TlsFiles, no_name};
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConnection};
 
 use crate::rig::{KEY, PATIENCE, Rig, SESSION, TAG};
+use crate::sample;
 
 /// Either end of a TLS connection, with frames on top.
 pub struct Peer {
@@ -36,16 +36,6 @@ pub enum Heard {
     Frame(Header, Vec<u8>),
     /// The connection ended.
     End,
-}
-
-/// A source as OPEN announces it.
-pub fn identity(size: u64) -> Identity {
-    Identity {
-        size,
-        mtime_ns: 1,
-        ctime_ns: 2,
-        inode: 3,
-    }
 }
 
 impl Peer {
@@ -126,7 +116,7 @@ impl Peer {
 
     pub fn open(&mut self, volume: u16, name: &str, size: u64) {
         let open = Open {
-            identity: identity(size),
+            identity: sample::identity(size),
             mode: CopyMode::Verbatim,
             volume: name.to_owned(),
         };
