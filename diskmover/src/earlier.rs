@@ -149,15 +149,21 @@ mod tests {
     use crate::budget::Budget;
     use crate::digest::{self, CHUNK};
     use crate::journal::Journal;
-    use crate::mode::CopyMode;
-    use crate::opening::{self, Announced};
-    use crate::receipt::FileId;
     use crate::rig::noise;
+    use crate::sample;
     use crate::sys::AlignedBuf;
-    use crate::target::{Care, Opened, Taken, Target, TargetSpec, Trust};
+    use crate::target::{Care, Taken, Target, Trust};
 
     const SEGMENT: u64 = SEGMENT_CHUNKS * CHUNK;
     const SIZE: u64 = 4 * SEGMENT;
+
+    /// The source, written at this time.
+    fn at(mtime_ns: i64) -> Identity {
+        Identity {
+            mtime_ns,
+            ..sample::identity(SIZE)
+        }
+    }
 
     struct Scene {
         dir: tempfile::TempDir,
@@ -173,35 +179,11 @@ mod tests {
 
         /// The target of a source that was written at this time.
         fn open(&self, mtime_ns: i64, trust: Trust) -> Box<Target> {
-            let spec = TargetSpec {
-                volume: "disk".into(),
-                root: self.dir.path().to_owned(),
-                name: "disk".into(),
-                size: None,
-                mode: Some(0o600),
-                uid: None,
-                gid: None,
-                care: Care {
-                    trust,
-                    ..Care::default()
-                },
+            let care = Care {
+                trust,
+                ..Care::default()
             };
-            let identity = Identity {
-                size: SIZE,
-                mtime_ns,
-                ctime_ns: 2,
-                inode: 3,
-            };
-            let announced = Announced {
-                identity,
-                mode: CopyMode::Verbatim,
-                revision: None,
-            };
-            let share = Budget::new(u64::MAX).share();
-            match opening::open(&spec, "t", &announced, share, &|| true).unwrap() {
-                Opened::Receiving(target) => target,
-                Opened::Published(_) => panic!("it is there already"),
-            }
+            sample::open(self.dir.path(), care, at(mtime_ns)).unwrap()
         }
 
         /// Each segment begins with the content, and is noted; then the first byte of
@@ -223,7 +205,7 @@ mod tests {
         }
 
         fn spoil(&self, segment: u64) {
-            let part = self.dir.path().join(".disk.dm-t.part");
+            let part = self.dir.path().join(sample::PART);
             let part = File::options().read(true).write(true).open(part).unwrap();
             let mut byte = [0];
             part.read_exact_at(&mut byte, segment * SEGMENT).unwrap();
@@ -283,20 +265,7 @@ mod tests {
     fn what_was_taken_back_and_what_has_no_room_is_not_known() {
         let dir = tempfile::tempdir().unwrap();
         let names = Names::open(dir.path(), "disk", "t").unwrap();
-        let subject = |mtime_ns, size| Subject {
-            identity: Identity {
-                size,
-                mtime_ns,
-                ctime_ns: 2,
-                inode: 3,
-            },
-            tag: [4; 32],
-            part: FileId {
-                inode: 5,
-                born_ns: 6,
-            },
-        };
-        let mut journal = Journal::create(&names, &subject(1, SIZE)).unwrap();
+        let mut journal = Journal::create(&names, &sample::subject(at(1))).unwrap();
         let some = |segment, number| Entry::Partial(segment, 0b101, vec![(7, [number; 32]); 2]);
         let zeros = [Entry::ZeroRun(3, 1), Entry::ZeroRun(2, 1)];
         journal.append(zeros).unwrap(); // they need no room
@@ -309,15 +278,20 @@ mod tests {
             let mut share = budget.share();
             Earlier::load(&names, subject, &mut share).unwrap()
         };
-        let found = load(&subject(2, SIZE)).unwrap();
+        let later = sample::subject(at(2));
+        let found = load(&later).unwrap();
         let known = |chunk| found.take(chunk);
         assert_eq!([known(0), known(1)], [Some(([1; 32], 7)), None]);
         assert_eq!([known(64), known(65)], [None, Some(([3; 32], 8))]);
         assert_eq!([known(66), known(66)], [Some(([4; 32], 9)), None]);
         assert_eq!([known(128), known(192)], [None, None], "noted last");
-        assert!(load(&subject(2, SIZE - 1)).is_none(), "of another size");
+        let shorter = Identity {
+            size: SIZE - 1,
+            ..at(2)
+        };
+        assert!(load(&sample::subject(shorter)).is_none(), "of another size");
         let mut none = Budget::new(0).share();
-        let found = Earlier::load(&names, &subject(2, SIZE), &mut none).unwrap();
+        let found = Earlier::load(&names, &later, &mut none).unwrap();
         assert!(found.is_none());
     }
 }

@@ -40,6 +40,8 @@ pub enum Op {
     Write,
     /// A range is made to read as zero.
     Zero,
+    /// Blocks are allocated for what is written next.
+    Lay,
     /// Its length is set.
     Resize,
     /// What was written is made durable.
@@ -107,6 +109,19 @@ pub struct Injected(Arc<Active>);
 pub struct Disk {
     file: File,
     path: PathBuf,
+}
+
+/// Counts such operations on a file, all of which go well.
+pub fn count(dir: &Path, file: &'static str, op: Op) -> Injected {
+    let rule = Rule {
+        file,
+        op,
+        at: None,
+        after: u32::MAX,
+        times: 0,
+        fault: Fault::Slow(Duration::ZERO),
+    };
+    inject(dir, rule)
 }
 
 /// Breaks the storage of files beneath `dir`.
@@ -185,6 +200,11 @@ impl Disk {
             Some(Fault::Torn(_)) => Ok(true),
             _ => Ok(false),
         }
+    }
+
+    /// Notes that blocks are laid.
+    pub fn lays(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.strike(Op::Lay, Some((offset, len))).map(drop)
     }
 
     /// Whether it is to say that there is no data.

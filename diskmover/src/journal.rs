@@ -213,24 +213,12 @@ mod tests {
     use crate::budget::Budget;
     use crate::digest::CHUNK;
     use crate::error::Code;
+    use crate::sample;
 
     const SIZE: u64 = 200 * CHUNK;
 
     fn subject() -> Subject {
-        let identity = Identity {
-            size: SIZE,
-            mtime_ns: 1,
-            ctime_ns: 2,
-            inode: 3,
-        };
-        Subject {
-            identity,
-            tag: [4; 32],
-            part: FileId {
-                inode: 5,
-                born_ns: 6,
-            },
-        }
+        sample::subject(sample::identity(SIZE))
     }
 
     fn reopen(names: &Names, subject: &Subject) -> Option<Found> {

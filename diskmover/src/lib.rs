@@ -107,3 +107,7 @@ mod pki;
 #[path = "../tests/wire/rig.rs"]
 #[allow(dead_code, unreachable_pub)]
 mod rig;
+#[cfg(test)]
+#[path = "../tests/wire/sample.rs"]
+#[allow(dead_code, unreachable_pub)]
+mod sample;

@@ -14,8 +14,6 @@ use std::sync::{Arc, Mutex};
 
 use rustix::fs::SeekFrom;
 
-use crate::mode::CopyMode;
-use crate::opening::Announced;
 use crate::pool::lock;
 
 mod any_order;
@@ -148,13 +146,11 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::budget::Budget;
     use crate::digest::{self, BLOCK, CHUNK, Hash};
     use crate::error::Code;
-    use crate::opening;
-    use crate::source::Identity;
+    use crate::sample;
     use crate::sys::AlignedBuf;
-    use crate::target::{Care, Opened, Target, TargetSpec, Trust};
+    use crate::target::{Care, Target, Trust};
 
     const SEGMENT: u64 = digest::SEGMENT_CHUNKS * CHUNK;
     const SEGMENTS: u64 = 8;
@@ -178,42 +174,18 @@ mod tests {
         }
 
         fn open(&self) -> crate::error::Result<Box<Target>> {
-            let identity = Identity {
-                size: self.size,
-                mtime_ns: 1,
-                ctime_ns: 2,
-                inode: 3,
-            };
-            let spec = TargetSpec {
-                volume: "disk".into(),
-                root: self.dir.path().into(),
-                name: "disk".into(),
-                size: Some(self.size),
-                mode: None,
-                uid: None,
-                gid: None,
-                care: Care {
-                    trust: self.trust,
-                    ..Care::default()
-                },
-            };
-            let announced = Announced {
-                identity,
-                mode: CopyMode::Verbatim,
-                revision: None,
+            let care = Care {
+                trust: self.trust,
+                ..Care::default()
             };
             connect(Some(Arc::clone(&self.grid)));
-            let share = Budget::new(u64::MAX).share();
-            let opened = opening::open(&spec, "t", &announced, share, &|| true);
+            let opened = sample::open(self.dir.path(), care, sample::identity(self.size));
             connect(None);
-            opened.map(|opened| match opened {
-                Opened::Receiving(target) => target,
-                Opened::Published(_) => panic!("published"),
-            })
+            opened
         }
 
         fn part(&self) -> std::path::PathBuf {
-            self.dir.path().join(".disk.dm-t.part")
+            self.dir.path().join(sample::PART)
         }
     }
 

@@ -247,14 +247,9 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_receipt_counts_for_its_own_inode_only() {
-        let dir = tempfile::tempdir().unwrap();
-        let names = Names::open(dir.path(), "disk", "t").unwrap();
-        let path = dir.path().join("disk");
-        std::fs::write(dir.path().join(&names.part), b"x").unwrap();
-        let receipt = Receipt {
-            volume: "v\n".into(),
+    fn receipt_of(volume: &str) -> Receipt {
+        Receipt {
+            volume: volume.into(),
             size: 1,
             data: 1,
             wire: 9,
@@ -262,7 +257,16 @@ mod tests {
             mode: CopyMode::GuestVisible,
             unreadable: Unreadable::default(),
             allocated: None,
-        };
+        }
+    }
+
+    #[test]
+    fn a_receipt_counts_for_its_own_inode_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = Names::open(dir.path(), "disk", "t").unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(dir.path().join(&names.part), b"x").unwrap();
+        let receipt = receipt_of("v\n");
         let id = file_id(&names, &names.part).unwrap().unwrap();
         let stamp = file_stamp(&names, &names.part).unwrap();
         write(&names, &receipt, id, stamp).unwrap();
@@ -308,16 +312,7 @@ mod tests {
         let names = Names::open(dir.path(), "disk", "t").unwrap();
         std::fs::write(dir.path().join("disk"), b"x").unwrap();
         let id = file_id(&names, "disk").unwrap().unwrap();
-        let receipt = Receipt {
-            volume: "v".into(),
-            size: 1,
-            data: 1,
-            wire: 9,
-            root: [7; 32],
-            mode: CopyMode::GuestVisible,
-            unreadable: Unreadable::default(),
-            allocated: None,
-        };
+        let receipt = receipt_of("v");
         write(&names, &receipt, id, Some(5)).unwrap();
         let path = dir.path().join(&names.receipt);
         let good = std::fs::read(&path).unwrap();

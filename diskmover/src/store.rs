@@ -94,6 +94,8 @@ impl Store {
     /// Allocates blocks that read as zero until they are written, and changes no
     /// content.
     pub fn lay(&self, offset: u64, len: u64) -> io::Result<()> {
+        #[cfg(test)]
+        self.file.lays(offset, len)?;
         let flags = FallocateFlags::KEEP_SIZE;
         Ok(rustix::fs::fallocate(&self.file, flags, offset, len)?)
     }

@@ -214,15 +214,20 @@ impl Target {
 
 #[cfg(test)]
 mod tests {
-    use super::proving::tests::open;
+    use super::{Care, Target};
     use crate::digest::CHUNK;
+    use crate::sample;
+
+    fn open(dir: &std::path::Path) -> Target {
+        *sample::open(dir, Care::default(), sample::identity(CHUNK)).unwrap()
+    }
 
     #[test]
     fn a_part_can_be_opened_once_it_is_let_go_of_whoever_has_a_copy_of_the_descriptor() {
         let dir = tempfile::tempdir().unwrap();
-        let target = open(dir.path(), CHUNK);
+        let target = open(dir.path());
         let _forked = target.medium.file().try_clone().unwrap();
         drop(target);
-        open(dir.path(), CHUNK);
+        open(dir.path());
     }
 }

@@ -11,21 +11,17 @@ use std::path::PathBuf;
 use rustix::fs::{Mode, OFlags};
 
 use super::{Fault, Injected, Op, Rule, inject};
-use crate::budget::Budget;
 use crate::digest::{self, CHUNK};
 use crate::error::{Code, MoverError, Side};
 use crate::messages::Receipt;
-use crate::mode::CopyMode;
-use crate::opening::{self, Announced};
 use crate::origin::Origin;
 use crate::push::{Job, Push};
-use crate::revision::Revision;
 use crate::rig::{Rig, SESSION, TAG, eventually, finish, noise};
 use crate::salvage::OnReadError;
+use crate::sample;
 use crate::session::Phase;
 use crate::sys::AlignedBuf;
-use crate::target::Opened;
-use crate::target::{Place, TargetSpec};
+use crate::target::Place;
 use crate::unreadable::MOST_BYTES;
 
 const SIZE: u64 = 4 * CHUNK + 5000;
@@ -260,31 +256,8 @@ fn no_bitmap_builds_on_a_degraded_copy() {
     scene.rig.receiver.close_session(SESSION);
     let mut care = scene.rig.care.borrow().clone();
     (care.update, care.place) = (true, Place::File);
-    let spec = TargetSpec {
-        volume: "disk".into(),
-        root: scene.rig.root(),
-        name: "disk".into(),
-        size: Some(SIZE),
-        mode: None,
-        uid: None,
-        gid: None,
-        care,
-    };
-    let announced = Announced {
-        identity: crate::source::Identity {
-            size: SIZE,
-            mtime_ns: 1,
-            ctime_ns: 1,
-            inode: 1,
-        },
-        mode: CopyMode::Verbatim,
-        revision: Some(Revision::new(first.root)),
-    };
-    let share = Budget::new(u64::MAX).share();
-    match opening::open(&spec, TAG, &announced, share, &|| true).unwrap() {
-        Opened::Published(found) => assert_eq!(found, first),
-        Opened::Receiving(_) => panic!("what was never read counts as unchanged"),
-    }
+    let spec = sample::spec(&scene.rig.root(), care);
+    assert_eq!(sample::unchanged(&spec, TAG, SIZE, first.root), first);
 }
 
 #[test]

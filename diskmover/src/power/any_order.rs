@@ -13,15 +13,13 @@ use proptest::prelude::*;
 
 use super::{Grid, connect};
 use crate::base;
-use crate::budget::Budget;
 use crate::digest::{self, BLOCK, CHUNK, Hash, SEGMENT_CHUNKS, ZERO_HASH};
 use crate::error::Result;
 use crate::ledger::Ledger;
-use crate::mode::CopyMode;
-use crate::opening::{self, Announced};
+use crate::sample;
 use crate::source::Identity;
 use crate::sys::AlignedBuf;
-use crate::target::{Care, Opened, Taken, Target, TargetSpec, Trust};
+use crate::target::{Care, Taken, Target, Trust};
 use crate::unreadable::Unreadable;
 
 /// Four segments, three chunks more, and an odd tail: two segments are never believed.
@@ -88,43 +86,23 @@ struct Scene {
 impl Scene {
     fn open(&self) -> Result<Box<Target>> {
         let identity = Identity {
-            size: SIZE,
             mtime_ns: self.version as i64,
-            ctime_ns: 2,
-            inode: 3,
+            ..sample::identity(SIZE)
         };
-        let spec = TargetSpec {
-            volume: "disk".into(),
-            root: self.dir.path().into(),
-            name: "disk".into(),
-            size: Some(SIZE),
-            mode: None,
-            uid: None,
-            gid: None,
-            care: Care {
-                trust: self.trust,
-                ..Care::default()
-            },
+        let care = Care {
+            trust: self.trust,
+            ..Care::default()
         };
         connect(Some(Arc::clone(&self.grid)));
-        let announced = Announced {
-            identity,
-            mode: CopyMode::Verbatim,
-            revision: None,
-        };
-        let share = Budget::new(u64::MAX).share();
-        let opened = opening::open(&spec, "t", &announced, share, &|| true);
+        let opened = sample::open(self.dir.path(), care, identity);
         connect(None);
-        opened.map(|opened| match opened {
-            Opened::Receiving(target) => target,
-            Opened::Published(_) => panic!("published before its time"),
-        })
+        opened
     }
 
     /// Opens it after a crash, and looks whether what it claims is there.
     fn reopen(&self) -> Box<Target> {
         let target = self.open().expect("it opens once the power is back");
-        let part = File::open(self.dir.path().join(".disk.dm-t.part")).unwrap();
+        let part = File::open(self.dir.path().join(sample::PART)).unwrap();
         let claimed = claims(&target);
         for chunk in (0..CHUNKS).filter(|chunk| claimed.is_done(*chunk)) {
             let mut found = [1; BLOCK];

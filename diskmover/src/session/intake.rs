@@ -211,3 +211,26 @@ impl Session {
         MoverError::new(Code::SessionUnknown, text).at_receiver()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::digest::CHUNK;
+    use crate::faults::{self, Op};
+    use crate::medium::tests::ext4;
+    use crate::rig::{Rig, noise, run};
+
+    #[test]
+    fn what_arrives_has_its_blocks_laid_before_it_is_placed() {
+        let (_dir, _mount, at) = ext4("");
+        let rig = Rig::new();
+        *rig.targets.borrow_mut() = at.clone();
+        // Chunks in holes, and too few for a stretch: nothing is laid unexpectedly.
+        let data = noise(1, CHUNK as usize);
+        let pieces = [1, 4, 9, 16, 25].map(|chunk| (chunk * CHUNK, data.as_slice()));
+        let source = rig.source("disk", 30 * CHUNK, &pieces);
+        let laid = faults::count(&at, ".part", Op::Lay);
+        rig.open(&[("disk", 30 * CHUNK)]).unwrap();
+        run(rig.job(&[&source])).unwrap();
+        assert_eq!(laid.met() as usize, pieces.len(), "each of them, and once");
+    }
+}

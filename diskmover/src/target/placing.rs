@@ -318,53 +318,34 @@ const _: () = assert!(BLOCK == ALIGN);
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
-    use crate::budget::Budget;
-    use crate::mode::CopyMode;
-    use crate::opening::{self, Announced};
+    use crate::faults::{self, Op};
     use crate::rig::noise;
+    use crate::sample;
     use crate::seeds::SeedSpec;
-    use crate::source::Identity;
     use crate::sys::AlignedBuf;
-    use crate::target::{Care, Opened, TargetSpec};
+    use crate::target::Care;
+
+    /// A target beside a file "seed" that it may take from.
+    fn seeded(dir: &Path, size: u64) -> Box<Target> {
+        let care = Care {
+            seeds: vec![SeedSpec {
+                root: dir.to_owned(),
+                name: "seed".into(),
+            }],
+            ..Care::default()
+        };
+        sample::open(dir, care, sample::identity(size)).unwrap()
+    }
 
     #[test]
     fn what_seeds_give_is_told_as_written_and_what_stands_there_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let mut chunk = noise(1, CHUNK as usize);
         std::fs::write(dir.path().join("seed"), &chunk).unwrap();
-        let spec = TargetSpec {
-            volume: "disk".into(),
-            root: dir.path().to_owned(),
-            name: "disk".into(),
-            size: None,
-            mode: None,
-            uid: None,
-            gid: None,
-            care: Care {
-                seeds: vec![SeedSpec {
-                    root: dir.path().to_owned(),
-                    name: "seed".into(),
-                }],
-                ..Care::default()
-            },
-        };
-        let identity = Identity {
-            size: 2 * CHUNK,
-            mtime_ns: 1,
-            ctime_ns: 2,
-            inode: 3,
-        };
-        let announced = Announced {
-            identity,
-            mode: CopyMode::Verbatim,
-            revision: None,
-        };
-        let share = Budget::new(u64::MAX).share();
-        let opened = opening::open(&spec, "t", &announced, share, &|| true);
-        let Opened::Receiving(target) = opened.unwrap() else {
-            panic!("it is there already")
-        };
+        let target = seeded(dir.path(), 2 * CHUNK);
         let mut buffer = AlignedBuf::new(CHUNK as usize).unwrap();
         let mut take = |number, chunk: &[u8]| {
             let hash = digest::chunk_hash(&digest::scan(chunk), chunk);
@@ -382,5 +363,28 @@ mod tests {
             (Taken::Without(1 << 5), 0),
             "they stand there"
         );
+    }
+
+    #[test]
+    fn neighbouring_blocks_out_of_a_seed_are_written_in_one_go() {
+        // Memory: a file system that shares blocks would have nothing to write.
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let mut chunk = noise(1, CHUNK as usize);
+        std::fs::write(dir.path().join("seed"), &chunk).unwrap();
+        let target = seeded(dir.path(), CHUNK);
+        // Two blocks that no seed has, and so three stretches between them.
+        for strange in [3, 9] {
+            chunk[strange * base::PIECE] ^= 1;
+        }
+        let mut buffer = AlignedBuf::new(CHUNK as usize).unwrap();
+        let (hash, pieces) = (
+            digest::chunk_hash(&digest::scan(&chunk), &chunk),
+            base::hashes(&chunk),
+        );
+        let writes = faults::count(dir.path(), sample::PART, Op::Write);
+        let (taken, written) = target.take(0, hash, &pieces, &mut buffer).unwrap();
+        assert_eq!(taken, Taken::Without(1 << 3 | 1 << 9));
+        assert_eq!(written, CHUNK - 2 * base::PIECE as u64);
+        assert_eq!(writes.met(), 3);
     }
 }

@@ -111,52 +111,26 @@ impl Target {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::path::Path;
 
     use super::*;
-    use crate::budget::Budget;
     use crate::digest::{self, Hash};
-    use crate::mode::CopyMode;
-    use crate::opening::{self, Announced};
     use crate::rig::noise;
-    use crate::source::Identity;
-    use crate::target::{Care, Opened, Proof, TargetSpec};
+    use crate::sample;
+    use crate::target::{Care, Proof};
 
     const SEGMENT: u64 = SEGMENT_CHUNKS * CHUNK;
 
     /// A target in a directory, of so many bytes.
-    pub(in crate::target) fn open(dir: &Path, size: u64) -> Target {
-        let spec = TargetSpec {
-            volume: "disk".into(),
-            root: dir.to_owned(),
-            name: "disk".into(),
-            size: None,
-            mode: None,
-            uid: None,
-            gid: None,
-            care: Care {
-                proof: Proof::Readback,
-                ..Care::default()
-            },
+    fn open(dir: &Path, size: u64) -> Target {
+        let care = Care {
+            proof: Proof::Readback,
+            ..Care::default()
         };
-        let announced = Announced {
-            identity: Identity {
-                size,
-                mtime_ns: 1,
-                ctime_ns: 2,
-                inode: 3,
-            },
-            mode: CopyMode::Verbatim,
-            revision: None,
-        };
-        let share = Budget::new(u64::MAX).share();
-        match opening::open(&spec, "t", &announced, share, &|| true).unwrap() {
-            Opened::Receiving(target) => *target,
-            Opened::Published(_) => panic!("it is there already"),
-        }
+        *sample::open(dir, care, sample::identity(size)).unwrap()
     }
 
     fn chunk() -> (AlignedBuf, Hash) {
@@ -175,7 +149,7 @@ pub(super) mod tests {
     fn rot(dir: &Path, offset: u64) {
         let part = File::options()
             .write(true)
-            .open(dir.join(".disk.dm-t.part"))
+            .open(dir.join(sample::PART))
             .unwrap();
         part.write_all_at(b"rot", offset).unwrap();
     }

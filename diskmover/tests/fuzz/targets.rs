@@ -19,9 +19,11 @@ use diskmover::messages::{self, Hello, Open, Receipt};
 use diskmover::nbd::client::{Client, Patience};
 use diskmover::nbd::socket::Wire;
 use diskmover::nbd::status::Known;
-use diskmover::receipt::FileId;
 use diskmover::revision::{MAX_PAYLOAD, Revision};
-use diskmover::source::Identity;
+
+#[allow(dead_code)]
+#[path = "../wire/sample.rs"]
+mod sample;
 
 /// A function that must survive any bytes.
 pub type Target = fn(&[u8]);
@@ -257,19 +259,7 @@ fn holds_together(ledger: &Ledger) {
 }
 
 fn subject() -> Subject {
-    Subject {
-        identity: Identity {
-            size: 200 * CHUNK + 7,
-            mtime_ns: 1,
-            ctime_ns: 2,
-            inode: 3,
-        },
-        tag: [4; 32],
-        part: FileId {
-            inode: 5,
-            born_ns: 6,
-        },
-    }
+    sample::subject(sample::identity(200 * CHUNK + 7))
 }
 
 fn number(bytes: &[u8]) -> u64 {

@@ -18,6 +18,9 @@ mod pki;
 #[allow(dead_code)]
 #[path = "../wire/rig.rs"]
 mod rig;
+#[allow(dead_code)]
+#[path = "../wire/sample.rs"]
+mod sample;
 
 use std::sync::{Mutex, PoisonError};
 

@@ -1,6 +1,7 @@
 //! Peers with the right certificates that touch a large volume everywhere.
 
 use std::fs::File;
+use std::net::TcpListener;
 use std::time::Duration;
 
 use diskmover::digest::{CHUNK, SEGMENT_CHUNKS, ZERO_HASH};
@@ -9,9 +10,8 @@ use diskmover::error::Code;
 use diskmover::frame::{Header, Kind};
 use diskmover::messages::VERSION;
 
-use crate::peer::{Heard, Peer, listener};
-use crate::pki::Pki;
-use crate::rig::{Rig, job_to, run};
+use crate::peer::{Heard, Peer, received_by};
+use crate::rig::Rig;
 use crate::within;
 
 const SIZE: u64 = 8 << 40;
@@ -65,39 +65,28 @@ fn a_sender_of_one_zero_chunk_in_each_segment_costs_the_receiver_little() {
 /// A receiver of a sparse volume says what `state` tells of each segment; then `act`
 /// goes on. How the copy ends.
 fn received(state: fn(u32) -> Entry, act: impl FnOnce(&mut Peer) + Send) -> Code {
-    let pki = Pki::new();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     File::create(&path).unwrap().set_len(SIZE).unwrap();
-    let (listener, address) = listener();
-    let credentials = pki.host("b");
-    let error = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut peer = Peer::accept(&listener, &credentials);
-            drop(listener); // nobody comes back
-            peer.hear_kind(Kind::Hello);
-            peer.send(Header::new(Kind::Welcome, 1), &VERSION.to_le_bytes());
-            peer.hear_kind(Kind::Open);
-            let mut payload = Vec::new();
-            for segment in 0..SEGMENTS as u32 {
-                state(segment).encode(&mut payload);
-                if payload.len() > 1_000_000 || segment + 1 == SEGMENTS as u32 {
-                    peer.send(Header::new(Kind::State, 0), &payload);
-                    payload.clear();
-                }
+    let has_some = |mut peer: Peer, listener: TcpListener| {
+        drop(listener); // nobody comes back
+        peer.hear_kind(Kind::Hello);
+        peer.send(Header::new(Kind::Welcome, 1), &VERSION.to_le_bytes());
+        peer.hear_kind(Kind::Open);
+        let mut payload = Vec::new();
+        for segment in 0..SEGMENTS as u32 {
+            state(segment).encode(&mut payload);
+            if payload.len() > 1_000_000 || segment + 1 == SEGMENTS as u32 {
+                peer.send(Header::new(Kind::State, 0), &payload);
+                payload.clear();
             }
-            peer.send(Header::new(Kind::Opened, 0), &[]);
-            act(&mut peer);
-            peer.hang_up();
-        });
-        let mut job = job_to(&address, &pki);
-        job.volumes = vec![("disk".into(), path.clone().into(), None)];
-        job.connections = 1;
-        job.most_connections = 1;
-        job.reconnect = Duration::from_secs(1);
-        run(job).expect_err("nothing is there")
-    });
-    error.code
+        }
+        peer.send(Header::new(Kind::Opened, 0), &[]);
+        act(&mut peer);
+        peer.hang_up();
+    };
+    let outcome = received_by(has_some, &path, Duration::from_secs(1));
+    outcome.expect_err("nothing is there").code
 }
 
 #[test]

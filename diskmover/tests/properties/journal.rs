@@ -6,9 +6,9 @@ use diskmover::digest::{CHUNK, SEGMENT_CHUNKS};
 use diskmover::entry::Entry;
 use diskmover::journal::{Found, Journal, Subject};
 use diskmover::ledger::Ledger;
-use diskmover::receipt::FileId;
-use diskmover::source::Identity;
 use proptest::prelude::*;
+
+use crate::sample;
 
 const SEGMENTS: u32 = 5;
 const SIZE: u64 = SEGMENTS as u64 * SEGMENT_CHUNKS * CHUNK;
@@ -32,19 +32,7 @@ fn notes() -> impl Strategy<Value = Vec<Note>> {
 }
 
 fn subject() -> Subject {
-    Subject {
-        identity: Identity {
-            size: SIZE,
-            mtime_ns: 1,
-            ctime_ns: 2,
-            inode: 3,
-        },
-        tag: [4; 32],
-        part: FileId {
-            inode: 5,
-            born_ns: 6,
-        },
-    }
+    sample::subject(sample::identity(SIZE))
 }
 
 /// What a target would note: what its ledger accepts.

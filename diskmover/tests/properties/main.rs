@@ -6,3 +6,7 @@
 mod journal;
 mod ledger;
 mod plan;
+
+#[allow(dead_code)]
+#[path = "../wire/sample.rs"]
+mod sample;

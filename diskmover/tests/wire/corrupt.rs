@@ -17,7 +17,7 @@ use diskmover::repeats::{MOST_CHUNKS, TRIES};
 
 use crate::hostile_receiver::opened;
 use crate::hostile_sender::{FAULTS, SIZE};
-use crate::peer::{Heard, Peer, listener};
+use crate::peer::{Heard, Peer, about, listener};
 use crate::pki::Pki;
 use crate::rig::{PATIENCE, Rig, SESSION, job_to, noise};
 
@@ -168,13 +168,7 @@ fn copy_to(size: u64, act: impl Fn(&mut Peer, &Path) + Sync) -> (MoverError, Str
 
 /// Says that a frame came corrupt.
 fn want(peer: &mut Peer, sent: &Header) {
-    let header = Header {
-        kind: Kind::Want,
-        codec: 0,
-        payload_len: 0,
-        auth: [0; 32],
-        ..sent.clone()
-    };
+    let header = about(Kind::Want, sent);
     peer.send(header, &[0xFF; 2]);
 }
 

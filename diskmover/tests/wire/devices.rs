@@ -7,20 +7,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use diskmover::base::PIECE;
-use diskmover::budget::Budget;
 use diskmover::digest::CHUNK;
 use diskmover::error::Code;
-use diskmover::mode::CopyMode;
-use diskmover::opening::{self, Announced};
 use diskmover::push::Push;
-use diskmover::revision::Revision;
 use diskmover::salvage::OnReadError;
 use diskmover::source::{FileSource, Source};
-use diskmover::target::{Care, Opened, Place, TargetSpec};
+use diskmover::target::{Care, Place, TargetSpec};
 use diskmover::{device, local};
 
-use crate::peer::identity;
 use crate::rig::{Rig, SESSION, TAG, eventually, finish, noise, run};
+use crate::sample;
 
 /// Sizes of sectors that a device can have here: those beyond a page need Linux 6.15.
 fn sectors() -> Vec<u32> {
@@ -433,23 +429,10 @@ fn what_a_device_has_lost_is_told_by_its_sectors_and_no_bitmap_builds_on_it() {
         rig.care.borrow_mut().update = true;
         let spec = TargetSpec {
             volume: target.name().to_owned(),
-            root: "/dev".into(),
             name: target.name().to_owned(),
-            size: Some(size),
-            mode: None,
-            uid: None,
-            gid: None,
-            care: rig.care.borrow().clone(),
+            ..sample::spec(Path::new("/dev"), rig.care.borrow().clone())
         };
-        let announced = Announced {
-            identity: identity(size),
-            mode: CopyMode::Verbatim,
-            revision: Some(Revision::new(receipt.root)),
-        };
-        let share = Budget::new(u64::MAX).share();
-        match opening::open(&spec, TAG, &announced, share, &|| true).unwrap() {
-            Opened::Published(found) => assert_eq!(found.unreadable, receipt.unreadable),
-            Opened::Receiving(_) => panic!("what was never read counts as unchanged"),
-        }
+        let found = sample::unchanged(&spec, TAG, size, receipt.root);
+        assert_eq!(found.unreadable, receipt.unreadable);
     }
 }

@@ -3,17 +3,20 @@
 //! The receiver here has the right certificate. Whatever it says, the sender
 //! must neither report success without proof, nor crash, nor wait for ever.
 
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::time::Duration;
+
 use diskmover::digest::{self, CHUNK};
 use diskmover::entry::Entry;
 use diskmover::error::Code;
 use diskmover::frame::{Header, Kind};
 use diskmover::messages::{Receipt, VERSION};
-use diskmover::mode::CopyMode;
 use diskmover::unreadable::Unreadable;
+use tempfile::TempDir;
 
-use crate::peer::{Heard, Peer, listener};
-use crate::pki::Pki;
-use crate::rig::{job_to, noise, run};
+use crate::peer::{Heard, Peer, about, receipt, received_by};
+use crate::rig::noise;
 
 const SIZE: u64 = 2 * CHUNK + 9;
 
@@ -48,31 +51,12 @@ fn take_all(peer: &mut Peer) -> digest::Hash {
 }
 
 fn ack(header: &Header) -> Header {
-    Header {
-        kind: Kind::Ack,
-        codec: 0,
-        payload_len: 0,
-        auth: [0; 32],
-        ..header.clone()
-    }
+    about(Kind::Ack, header)
 }
 
 fn first_chunk(peer: &mut Peer) -> Header {
     opened(peer);
     peer.hear_kind(Kind::Data).0
-}
-
-fn receipt(size: u64, root: digest::Hash) -> Receipt {
-    Receipt {
-        volume: "disk".into(),
-        size,
-        data: 5,
-        wire: 5,
-        root,
-        mode: CopyMode::Verbatim,
-        unreadable: Unreadable::default(),
-        allocated: Some(0), // as the length of these headers says
-    }
 }
 
 fn state(peer: &mut Peer, entry: &Entry) {
@@ -312,76 +296,50 @@ const FAULTS: &[(&str, Act, Code)] = &[
     ),
 ];
 
-#[test]
-fn every_fault_ends_the_copy_with_a_reason() {
-    let pki = Pki::new();
+/// A source of noise.
+fn source() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk");
     std::fs::write(&path, noise(1, SIZE as usize)).unwrap();
+    (dir, path)
+}
+
+#[test]
+fn every_fault_ends_the_copy_with_a_reason() {
+    let (_dir, path) = source();
     for (what, act, code) in FAULTS {
-        let (listener, address) = listener();
-        let credentials = pki.host("b");
-        let error = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut peer = Peer::accept(&listener, &credentials);
-                act(&mut peer);
-                peer.hears_the_end();
-            });
-            let mut job = job_to(&address, &pki);
-            job.volumes = vec![("disk".into(), path.clone().into(), None)];
-            job.connections = 1;
-            job.reconnect = std::time::Duration::from_secs(2);
-            run(job).expect_err(what)
-        });
+        let act = |mut peer: Peer, _: TcpListener| {
+            act(&mut peer);
+            peer.hears_the_end();
+        };
+        let outcome = received_by(act, &path, Duration::from_secs(2));
+        let error = outcome.expect_err(what);
         assert_eq!(error.code, *code, "{what}: {error}");
     }
 }
 
 #[test]
 fn an_honest_receiver_in_the_same_words_is_believed() {
-    let pki = Pki::new();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("disk");
-    std::fs::write(&path, noise(1, SIZE as usize)).unwrap();
-    let (listener, address) = listener();
-    let credentials = pki.host("b");
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut peer = Peer::accept(&listener, &credentials);
-            let root = take_all(&mut peer);
-            let payload = receipt(SIZE, root).encode();
-            peer.send(Header::new(Kind::Receipt, 0), &payload);
-            peer.hears_the_end();
-        });
-        let mut job = job_to(&address, &pki);
-        job.volumes = vec![("disk".into(), path.clone().into(), None)];
-        job.connections = 1;
-        let root = diskmover::local::digest(&path).unwrap().2;
-        assert_eq!(run(job).unwrap(), [receipt(SIZE, root)]);
-    });
+    let (_dir, path) = source();
+    let honest = |mut peer: Peer, _: TcpListener| {
+        let root = take_all(&mut peer);
+        let payload = receipt(SIZE, root).encode();
+        peer.send(Header::new(Kind::Receipt, 0), &payload);
+        peer.hears_the_end();
+    };
+    let receipts = received_by(honest, &path, Duration::from_secs(2)).unwrap();
+    let root = diskmover::local::digest(&path).unwrap().2;
+    assert_eq!(receipts, [receipt(SIZE, root)]);
 }
 
 #[test]
 fn a_receiver_that_takes_and_forgets_is_given_up() {
-    let pki = Pki::new();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("disk");
-    std::fs::write(&path, noise(1, SIZE as usize)).unwrap();
-    let (listener, address) = listener();
-    let credentials = pki.host("b");
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut peer = Peer::accept(&listener, &credentials);
-            first_chunk(&mut peer);
-            peer.hang_up();
-            drop(listener);
-        });
-        let mut job = job_to(&address, &pki);
-        job.volumes = vec![("disk".into(), path.clone().into(), None)];
-        job.connections = 1;
-        job.reconnect = std::time::Duration::from_secs(1);
-        let error = run(job).unwrap_err();
-        assert_eq!(error.code, Code::LinkLost, "{error}");
-        assert!(error.retryable);
-    });
+    let (_dir, path) = source();
+    let forgetful = |mut peer: Peer, _: TcpListener| {
+        first_chunk(&mut peer);
+        peer.hang_up();
+    };
+    let error = received_by(forgetful, &path, Duration::from_secs(1)).unwrap_err();
+    assert_eq!(error.code, Code::LinkLost, "{error}");
+    assert!(error.retryable);
 }

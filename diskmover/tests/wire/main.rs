@@ -23,5 +23,7 @@ mod receipts;
 mod relay;
 mod revisions;
 mod rig;
+#[allow(dead_code)]
+mod sample;
 mod seeds;
 mod stalled;

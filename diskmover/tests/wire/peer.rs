@@ -2,19 +2,23 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use diskmover::digest::{self, CHUNK, Hash};
-use diskmover::error::MoverError;
+use diskmover::error::{MoverError, Result};
 use diskmover::frame::{self, HEADER, Header, Kind};
-use diskmover::messages::{self, EXPORTER_LABEL, Hello, Keys, Open, VERSION};
+use diskmover::messages::{self, EXPORTER_LABEL, Hello, Keys, Open, Receipt, VERSION};
 use diskmover::mode::CopyMode;
-use diskmover::source::Identity;
+use diskmover::push::Job;
 use diskmover::tls::{TlsFiles, no_name};
+use diskmover::unreadable::Unreadable;
 use rustls::{ClientConfig, ClientConnection, Connection, ServerConnection};
 
-use crate::rig::{KEY, PATIENCE, Rig, SESSION, TAG};
+use crate::pki::Pki;
+use crate::rig::{KEY, PATIENCE, Rig, SESSION, TAG, job_to, run};
+use crate::sample;
 
 /// Either end of a TLS connection, with frames on top.
 pub struct Peer {
@@ -36,16 +40,6 @@ pub enum Heard {
     Frame(Header, Vec<u8>),
     /// The connection ended.
     End,
-}
-
-/// A source as OPEN announces it.
-pub fn identity(size: u64) -> Identity {
-    Identity {
-        size,
-        mtime_ns: 1,
-        ctime_ns: 2,
-        inode: 3,
-    }
 }
 
 impl Peer {
@@ -126,7 +120,7 @@ impl Peer {
 
     pub fn open(&mut self, volume: u16, name: &str, size: u64) {
         let open = Open {
-            identity: identity(size),
+            identity: sample::identity(size),
             mode: CopyMode::Verbatim,
             volume: name.to_owned(),
         };
@@ -341,6 +335,53 @@ pub fn zstd(content: &[u8]) -> Vec<u8> {
     let len = zstd_safe::compress(&mut out[..], content, 1).unwrap();
     out.truncate(len);
     out
+}
+
+/// What a receiver says of the chunks that a frame was about.
+pub fn about(kind: Kind, sent: &Header) -> Header {
+    Header {
+        kind,
+        codec: 0,
+        payload_len: 0,
+        auth: [0; 32],
+        ..sent.clone()
+    }
+}
+
+/// The receipt of a volume "disk" without holes.
+pub fn receipt(size: u64, root: Hash) -> Receipt {
+    Receipt {
+        volume: "disk".into(),
+        size,
+        data: size,
+        wire: 5,
+        root,
+        mode: CopyMode::Verbatim,
+        unreadable: Unreadable::default(),
+        allocated: Some(0), // as the length of these headers says
+    }
+}
+
+/// How the copy of a file by one connection ends, with a receiver that does `act` and
+/// no more. When `act` lets go of the listener, nobody comes back.
+pub fn received_by(
+    act: impl FnOnce(Peer, TcpListener) + Send,
+    source: &Path,
+    reconnect: Duration,
+) -> Result<Vec<Receipt>> {
+    let pki = Pki::new();
+    let (listener, address) = listener();
+    let credentials = pki.host("b");
+    std::thread::scope(|scope| {
+        scope.spawn(move || act(Peer::accept(&listener, &credentials), listener));
+        run(Job {
+            volumes: vec![("disk".into(), source.to_path_buf().into(), None)],
+            connections: 1,
+            most_connections: 1,
+            reconnect,
+            ..job_to(&address, &pki)
+        })
+    })
 }
 
 /// A socket to accept on, and its address.

@@ -201,7 +201,7 @@ fn nonsense_about_changes_ends_the_session() {
     };
     let mode = |p: &mut Peer| {
         let open = diskmover::messages::Open {
-            identity: crate::peer::identity(SIZE),
+            identity: crate::sample::identity(SIZE),
             mode: CopyMode::GuestVisible,
             volume: "disk".to_owned(),
         };

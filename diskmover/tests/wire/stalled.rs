@@ -14,12 +14,10 @@ use diskmover::error::{Code, Result};
 use diskmover::frame::{Header, Kind};
 use diskmover::listener::Limits;
 use diskmover::messages::{Receipt, VERSION};
-use diskmover::mode::CopyMode;
 use diskmover::push::Job;
 use diskmover::session::Phase;
-use diskmover::unreadable::Unreadable;
 
-use crate::peer::{Heard, Peer, listener};
+use crate::peer::{Heard, Peer, about, listener, receipt, received_by};
 use crate::pki::Pki;
 use crate::rig::{PATIENCE, Rig, SESSION, eventually, job_to, limits, noise, run};
 
@@ -116,10 +114,10 @@ impl Scene {
                 Kind::Data if until == Until::Data => {
                     self.swallowed.store(true, Ordering::Relaxed);
                 }
-                Kind::Data => peer.send(ack(&header), &[]),
+                Kind::Data => peer.send(about(Kind::Ack, &header), &[]),
                 Kind::Finish if until == Until::Finish => self.live_on(peer),
                 Kind::Finish => {
-                    let receipt = receipt(payload[..32].try_into().unwrap());
+                    let receipt = receipt(SIZE, payload[..32].try_into().unwrap());
                     peer.send(Header::new(Kind::Receipt, 0), &receipt.encode());
                 }
                 _ => {}
@@ -138,29 +136,6 @@ impl Scene {
             peer.send(Header::new(Kind::Ping, 0), &[]);
             std::thread::sleep(Duration::from_millis(20));
         }
-    }
-}
-
-fn ack(header: &Header) -> Header {
-    Header {
-        kind: Kind::Ack,
-        codec: 0,
-        payload_len: 0,
-        auth: [0; 32],
-        ..header.clone()
-    }
-}
-
-fn receipt(root: [u8; 32]) -> Receipt {
-    Receipt {
-        volume: "disk".into(),
-        size: SIZE,
-        data: SIZE,
-        wire: 5,
-        root,
-        mode: CopyMode::Verbatim,
-        unreadable: Unreadable::default(),
-        allocated: Some(0), // as the length of these headers says
     }
 }
 
@@ -213,7 +188,7 @@ fn what_one_connection_never_acknowledges_goes_over_another() {
         })
     });
     let root = diskmover::local::digest(&scene.source()).unwrap().2;
-    assert_eq!(placed.unwrap(), [receipt(root)]);
+    assert_eq!(placed.unwrap(), [receipt(SIZE, root)]);
 }
 
 #[test]
@@ -229,35 +204,22 @@ fn an_honest_receiver_in_the_same_words_is_waited_for() {
 
 #[test]
 fn a_sender_that_waits_for_open_says_that_it_lives() {
-    let pki = Pki::new();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("disk");
-    std::fs::write(&path, noise(1, SIZE as usize)).unwrap();
-    let (listener, address) = listener();
-    let credentials = pki.host("b");
-    std::thread::scope(|scope| {
-        let heard = scope.spawn(|| {
-            let mut peer = Peer::accept(&listener, &credentials);
-            peer.hear_kind(Kind::Hello);
-            peer.send(Header::new(Kind::Welcome, 1), &VERSION.to_le_bytes());
-            peer.hear_kind(Kind::Open);
-            // As one does that reads all it has: every few seconds.
-            for _ in 0..20 {
-                peer.send(Header::new(Kind::Ping, 0), &[]);
-                std::thread::sleep(Duration::from_millis(300));
-            }
-            let heard = matches!(peer.hear(), Heard::Frame(header, _) if header.kind == Kind::Ping);
-            peer.hang_up();
-            drop(listener);
-            heard
-        });
-        let mut job = job_to(&address, &pki);
-        job.volumes = vec![("disk".into(), path.clone().into(), None)];
-        job.connections = 1;
-        job.reconnect = Duration::from_secs(1);
-        run(job).unwrap_err();
-        assert!(heard.join().unwrap(), "a receiver drops who says nothing");
-    });
+    let scene = Scene::new();
+    let mut heard = false;
+    let listens = |mut peer: Peer, _: TcpListener| {
+        peer.hear_kind(Kind::Hello);
+        peer.send(Header::new(Kind::Welcome, 1), &VERSION.to_le_bytes());
+        peer.hear_kind(Kind::Open);
+        // As one does that reads all it has: every few seconds.
+        for _ in 0..20 {
+            peer.send(Header::new(Kind::Ping, 0), &[]);
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        heard = matches!(peer.hear(), Heard::Frame(header, _) if header.kind == Kind::Ping);
+        peer.hang_up();
+    };
+    received_by(listens, &scene.source(), Duration::from_secs(1)).unwrap_err();
+    assert!(heard, "a receiver drops who says nothing");
 }
 
 fn impatient() -> Rig {
