@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -21,6 +22,9 @@ use crate::receipt::{self, FileId, Stamp};
 use crate::revision::Revision;
 use crate::target::TargetSpec;
 use crate::written;
+
+/// How long a program may be on its way from fork to exec.
+const STARTING: Duration = Duration::from_millis(500);
 
 /// Opens a device for this copy alone; refuses one that is in use or too small.
 ///
@@ -69,7 +73,7 @@ pub fn find(
         names.remove(&names.receipt)?;
         names.sync_dir()?;
     }
-    let file = open(OFlags::EXCL).map_err(|e| match e {
+    let file = once_free(|| open(OFlags::EXCL), go_on).map_err(|e| match e {
         Errno::BUSY => {
             let text = format!(
                 "the device {:?} is in use: mounted, part of an LVM or md device, or written by another copy",
@@ -102,6 +106,24 @@ pub fn find(
         sized: true,
         is_device: true,
     }))
+}
+
+/// Opens what may look used for a moment: a child that is just being started has a
+/// copy of every descriptor, also of one that was closed here meanwhile, and there is
+/// no letting go of a device but to close it.
+fn once_free(
+    open: impl Fn() -> rustix::io::Result<File>,
+    go_on: &dyn Fn() -> bool,
+) -> rustix::io::Result<File> {
+    let end = Instant::now() + STARTING;
+    loop {
+        match open() {
+            Err(Errno::BUSY) if Instant::now() < end && go_on() => {
+                std::thread::sleep(STARTING / 50);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Proves by reading all of it that a device still holds what this copy has placed,

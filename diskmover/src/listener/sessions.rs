@@ -138,8 +138,11 @@ impl Shared {
 
     /// Closes a session that was taken out.
     fn see_off(&self, session: &Arc<Session>) {
-        session.close();
-        self.note_end(session);
+        let close = || {
+            session.close();
+            self.note_end(session);
+        };
+        guard::run(close, || {}); // whatever happens, others wait for what follows
         let mut registry = lock(&self.registry);
         registry
             .leaving

@@ -1,9 +1,11 @@
 //! Block devices as sources and targets: real loop devices, which need root.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use diskmover::base::PIECE;
@@ -14,6 +16,7 @@ use diskmover::salvage::OnReadError;
 use diskmover::source::{FileSource, Source};
 use diskmover::target::{Care, Place, TargetSpec};
 use diskmover::{device, local};
+use rustix::fs::OFlags;
 
 use crate::rig::{Rig, SESSION, TAG, eventually, finish, noise, run};
 use crate::sample;
@@ -435,4 +438,36 @@ fn what_a_device_has_lost_is_told_by_its_sectors_and_no_bitmap_builds_on_it() {
         let found = sample::unchanged(&spec, TAG, size, receipt.root);
         assert_eq!(found.unreadable, receipt.unreadable);
     }
+}
+
+#[test]
+fn a_device_that_is_used_for_a_moment_is_waited_for() {
+    let rig = rig();
+    let target = loops(&rig, CHUNK, 512);
+    let excl = OFlags::EXCL.bits() as i32;
+    let holder = File::options()
+        .read(true)
+        .custom_flags(excl)
+        .open(&target.path)
+        .unwrap();
+    let spec = TargetSpec {
+        volume: "disk".into(),
+        root: "/dev".into(),
+        name: target.name().to_owned(),
+        size: None,
+        mode: None,
+        uid: None,
+        gid: None,
+        care: Care::default(),
+    };
+    let find = |go_on: &(dyn Fn() -> bool + Sync)| {
+        device::find(&spec, &rig.root(), TAG, CHUNK, None, go_on).map(drop)
+    };
+    assert_eq!(find(&|| false).unwrap_err().code, Code::TargetBusy);
+    let holder = Mutex::new(Some(holder));
+    let lets_go = || {
+        holder.lock().unwrap().take();
+        true
+    };
+    find(&lets_go).unwrap();
 }
