@@ -347,8 +347,11 @@ fn a_device_that_cannot_be_written_is_refused_before_anything_is() {
 fn restarted(target: Loop) -> Loop {
     let (path, backing) = (target.path.clone(), target.backing.clone());
     drop(target);
-    let ok = Command::new("losetup").arg(&path).arg(&backing).status();
-    assert!(ok.unwrap().success());
+    eventually("nobody else has the number", || {
+        let mut losetup = Command::new("losetup");
+        let again = losetup.arg(&path).arg(&backing).status();
+        again.unwrap().success().then_some(())
+    });
     Loop { path, backing }
 }
 

@@ -188,15 +188,18 @@ fn nonsense_about_changes_ends_the_session() {
         p.send(Header::new(Kind::Dirty, 0), &revision.encode()[0]);
         p.open(0, "disk", SIZE);
     };
+    let told = |volume: u16, segments: u64| {
+        let mut revision = Revision::new([volume as u8; 32]);
+        let step = digest::SEGMENT_CHUNKS * CHUNK;
+        (0..segments).for_each(|s| revision.mark(s * step..s * step + 1));
+        let header = Header::new(Kind::Dirty, volume);
+        let payloads = revision.encode().into_iter();
+        payloads.map(move |payload| (header.clone(), payload))
+    };
+    let frames: Vec<_> = told(0, MAX_SEGMENTS as u64).chain(told(1, 1)).collect();
     let endless = |p: &mut Peer| {
-        for volume in 0..2 {
-            let mut revision = Revision::new([volume as u8; 32]);
-            let step = digest::SEGMENT_CHUNKS * CHUNK;
-            let last = if volume == 0 { MAX_SEGMENTS as u64 } else { 1 };
-            (0..last).for_each(|s| revision.mark(s * step..s * step + 1));
-            for payload in revision.encode() {
-                p.send(Header::new(Kind::Dirty, volume), &payload);
-            }
+        for (header, payload) in &frames {
+            p.send(header.clone(), payload);
         }
     };
     let mode = |p: &mut Peer| {
