@@ -342,7 +342,7 @@ fn every_fault_ends_the_session_and_nothing_else() {
             let mut job = rig.job(&[&source]);
             job.session = "good".into();
             run(job).unwrap();
-            assert!(memory_peak() < 512 << 20, "{} bytes", memory_peak());
+            assert!(memory_peak() < 150 << 20, "{} bytes", memory_peak());
         },
     );
 }
