@@ -14,6 +14,7 @@ use diskmover::salvage::OnReadError;
 use diskmover::source::{FileSource, Source};
 use diskmover::target::{Care, Place, TargetSpec};
 use diskmover::{device, local};
+use rustix::fs::FlockOperation;
 
 use crate::rig::{Rig, SESSION, TAG, eventually, finish, noise, run};
 use crate::sample;
@@ -42,6 +43,10 @@ impl Loop {
     /// The same; None when the kernel has none.
     fn make(backing: PathBuf, size: u64, sector: u32) -> Option<Loop> {
         File::create(&backing).unwrap().set_len(size).unwrap();
+        // One at a time: who finds the same number free, and is too late, has it open for
+        // a moment, in which a sector of another size seems not to be noticed (EIO).
+        let control = File::open("/dev/loop-control").unwrap();
+        rustix::fs::flock(&control, FlockOperation::LockExclusive).unwrap();
         let output = Command::new("losetup")
             .args(["--find", "--show", "--sector-size", &sector.to_string()])
             .arg(&backing)
