@@ -204,15 +204,16 @@ mod tests {
 
     use super::*;
 
-    /// The kernel asks again after one second and after three.
-    const PATIENCE: Duration = Duration::from_secs(4);
+    /// The kernel asks again after one second and after three, and each address has half
+    /// of this.
+    const PATIENCE: Duration = Duration::from_secs(8);
 
     /// A listener whose kernel drops whoever comes next, and those who came before.
     fn black_hole() -> (TcpListener, Vec<TcpStream>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         rustix::net::listen(&listener, 0).unwrap();
         let address = listener.local_addr().unwrap();
-        let soon = Duration::from_millis(300);
+        let soon = Duration::from_millis(900);
         let inside = std::iter::from_fn(|| reach(&address, soon, &|| false).ok());
         let inside = inside.collect();
         (listener, inside)

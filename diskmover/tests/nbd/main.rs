@@ -34,10 +34,10 @@ pub const PATIENT: Patience = Patience {
     hello: Duration::from_secs(30),
     reply: Duration::from_secs(30),
 };
-/// For servers that do not.
+/// For servers that do not, after a while in which they may have to.
 pub const HASTY: Patience = Patience {
-    hello: Duration::from_millis(400),
-    reply: Duration::from_millis(400),
+    hello: Duration::from_secs(1),
+    reply: Duration::from_secs(1),
 };
 
 /// The export of a server.

@@ -82,7 +82,10 @@ fn a_sender_with_wrong_credentials_is_told_why() {
         ),
         (
             "nobody listens there",
-            |_, job| job.to = "127.0.0.1:1".into(),
+            |_, job| {
+                job.to = "127.0.0.1:1".into();
+                job.reconnect = std::time::Duration::from_millis(300);
+            },
             Code::ConnectFailed,
             Side::Sender,
         ),
@@ -92,7 +95,7 @@ fn a_sender_with_wrong_credentials_is_told_why() {
     for (what, change, code, side) in table {
         rig.open(&[("disk", 5000)]).unwrap();
         let mut job = rig.job(&[&source]);
-        job.reconnect = std::time::Duration::from_millis(300);
+        job.reconnect = PATIENCE / 2;
         change(&rig, &mut job);
         let error = run(job).expect_err(what);
         assert_eq!((error.code, error.side), (*code, *side), "{what}: {error}");

@@ -143,7 +143,7 @@ fn a_copy_to_an_address_that_swallows_everything_is_cancelled() {
             let (hole, address) = listener();
             rustix::net::listen(&hole, 0).unwrap();
             // When those have come that it has room for, its kernel drops the others.
-            let soon = Duration::from_millis(300);
+            let soon = Duration::from_millis(900);
             let dial = || TcpStream::connect_timeout(&hole.local_addr().unwrap(), soon).ok();
             let _inside: Vec<_> = std::iter::from_fn(dial).collect();
             let before = held();

@@ -16,7 +16,7 @@ use diskmover::salvage::OnReadError;
 use diskmover::source::{FileSource, Source};
 use diskmover::target::{Care, Place, TargetSpec};
 use diskmover::{device, local};
-use rustix::fs::OFlags;
+use rustix::fs::{FlockOperation, OFlags};
 
 use crate::rig::{Rig, SESSION, TAG, eventually, finish, noise, run};
 use crate::sample;
@@ -45,6 +45,10 @@ impl Loop {
     /// The same; None when the kernel has none.
     fn make(backing: PathBuf, size: u64, sector: u32) -> Option<Loop> {
         File::create(&backing).unwrap().set_len(size).unwrap();
+        // One at a time: who finds the same number free, and is too late, has it open for
+        // a moment, in which a sector of another size seems not to be noticed (EIO).
+        let control = File::open("/dev/loop-control").unwrap();
+        rustix::fs::flock(&control, FlockOperation::LockExclusive).unwrap();
         let output = Command::new("losetup")
             .args(["--find", "--show", "--sector-size", &sector.to_string()])
             .arg(&backing)
@@ -190,11 +194,13 @@ fn half_copied(rig: &Rig, source: &Loop, size: u64) -> Push {
     rig.open(&[("disk", size)]).unwrap();
     let mut job = rig.job(&[&source.path]);
     job.volumes[0].0 = "disk".into();
-    job.limit = Some(20 << 20);
+    job.limit = Some(6 << 20);
     let push = Push::start(job).unwrap();
     eventually("half of it arrives", || {
         (push.progress().done >= size / 2).then_some(())
     });
+    // It does not end before its source is written, however long that takes.
+    push.set_limit(Some(1)).unwrap();
     push
 }
 
@@ -350,8 +356,11 @@ fn a_device_that_cannot_be_written_is_refused_before_anything_is() {
 fn restarted(target: Loop) -> Loop {
     let (path, backing) = (target.path.clone(), target.backing.clone());
     drop(target);
-    let ok = Command::new("losetup").arg(&path).arg(&backing).status();
-    assert!(ok.unwrap().success());
+    eventually("nobody else has the number", || {
+        let mut losetup = Command::new("losetup");
+        let again = losetup.arg(&path).arg(&backing).status();
+        again.unwrap().success().then_some(())
+    });
     Loop { path, backing }
 }
 

@@ -14,6 +14,7 @@ use diskmover::messages::{Hello, encode_error};
 use diskmover::offer::Offer;
 use diskmover::session::Phase;
 
+use crate::alone::alone;
 use crate::costly_sender::memory_peak;
 use crate::peer::{Heard, Peer, zstd};
 use crate::rig::{Rig, SESSION, noise, run};
@@ -300,45 +301,50 @@ pub const FAULTS: &[Fault] = faults! {
 
 #[test]
 fn every_fault_ends_the_session_and_nothing_else() {
-    let rig = Rig::new();
-    let victim = rig.root().join("victim");
-    std::fs::write(&victim, b"precious").unwrap();
-    for fault in FAULTS {
-        rig.open(&[("disk", SIZE)]).unwrap();
-        let mut peer = Peer::sending(&rig, "disk", SIZE);
-        (fault.act)(&mut peer);
-        let what = fault.what;
-        let error = rig.failure(SESSION);
-        assert_eq!(error.code, fault.code, "{what}: {error}");
-        assert!(error.message.contains(fault.says), "{what}: {error}");
-        assert_eq!(error.offset, fault.offset, "{what}: {error}");
-        if matches!(error.code, Code::Protocol | Code::ChunkCorrupt) {
-            let named = error.message.contains(&peer.address());
-            assert!(named, "{what}: who? {error}");
-        }
-        let told = peer.hear_error().expect(what);
-        assert_eq!(told, error, "{what}: the peer heard something else");
-        assert!(peer.hears_the_end(), "{what}");
-        drop(peer);
-        rig.receiver.close_session(SESSION);
-        let mine = |name: &String| name == "victim" || name.starts_with(".disk.dm-t1.");
-        assert!(
-            rig.arrived().iter().all(mine),
-            "{what}: {:?}",
-            rig.arrived()
-        );
-        assert_eq!(std::fs::read(&victim).unwrap(), b"precious", "{what}");
-        let part = rig.root().join(".disk.dm-t1.part");
-        assert_eq!(std::fs::metadata(&part).unwrap().len(), SIZE, "{what}");
-        diskmover::publish::discard(&rig.root(), "disk", "t1").unwrap();
-    }
-    // And the receiver still does its work.
-    let source = rig.source("disk", SIZE, &[(5, b"content")]);
-    rig.open_as("good", "t1", &[("disk", SIZE)]).unwrap();
-    let mut job = rig.job(&[&source]);
-    job.session = "good".into();
-    run(job).unwrap();
-    assert!(memory_peak() < 512 << 20, "{} bytes", memory_peak());
+    alone(
+        "hostile_sender::every_fault_ends_the_session_and_nothing_else",
+        || {
+            let rig = Rig::new();
+            let victim = rig.root().join("victim");
+            std::fs::write(&victim, b"precious").unwrap();
+            for fault in FAULTS {
+                rig.open(&[("disk", SIZE)]).unwrap();
+                let mut peer = Peer::sending(&rig, "disk", SIZE);
+                (fault.act)(&mut peer);
+                let what = fault.what;
+                let error = rig.failure(SESSION);
+                assert_eq!(error.code, fault.code, "{what}: {error}");
+                assert!(error.message.contains(fault.says), "{what}: {error}");
+                assert_eq!(error.offset, fault.offset, "{what}: {error}");
+                if matches!(error.code, Code::Protocol | Code::ChunkCorrupt) {
+                    let named = error.message.contains(&peer.address());
+                    assert!(named, "{what}: who? {error}");
+                }
+                let told = peer.hear_error().expect(what);
+                assert_eq!(told, error, "{what}: the peer heard something else");
+                assert!(peer.hears_the_end(), "{what}");
+                drop(peer);
+                rig.receiver.close_session(SESSION);
+                let mine = |name: &String| name == "victim" || name.starts_with(".disk.dm-t1.");
+                assert!(
+                    rig.arrived().iter().all(mine),
+                    "{what}: {:?}",
+                    rig.arrived()
+                );
+                assert_eq!(std::fs::read(&victim).unwrap(), b"precious", "{what}");
+                let part = rig.root().join(".disk.dm-t1.part");
+                assert_eq!(std::fs::metadata(&part).unwrap().len(), SIZE, "{what}");
+                diskmover::publish::discard(&rig.root(), "disk", "t1").unwrap();
+            }
+            // And the receiver still does its work.
+            let source = rig.source("disk", SIZE, &[(5, b"content")]);
+            rig.open_as("good", "t1", &[("disk", SIZE)]).unwrap();
+            let mut job = rig.job(&[&source]);
+            job.session = "good".into();
+            run(job).unwrap();
+            assert!(memory_peak() < 150 << 20, "{} bytes", memory_peak());
+        },
+    );
 }
 
 #[test]

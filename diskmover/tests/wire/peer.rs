@@ -7,8 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use diskmover::digest::{self, CHUNK, Hash};
+use diskmover::entry::Entry;
 use diskmover::error::{MoverError, Result};
 use diskmover::frame::{self, HEADER, Header, Kind};
+use diskmover::ledger::Ledger;
 use diskmover::messages::{self, EXPORTER_LABEL, Hello, Keys, Open, Receipt, VERSION};
 use diskmover::mode::CopyMode;
 use diskmover::push::Job;
@@ -169,7 +171,6 @@ impl Peer {
         self.send(header, &payload);
     }
 
-    /// Sends a frame; a length that the header lacks is filled in.
     /// Sends the whole of volume 0, a segment of nothing but zeros, and hears its receipt.
     pub fn publish_zeros(&mut self, chunks: std::ops::Range<u64>, size: u64) {
         self.zeros(0, chunks, size);
@@ -179,6 +180,7 @@ impl Peer {
         self.hear_kind(Kind::Receipt);
     }
 
+    /// Sends a frame; a length that the header lacks is filled in.
     pub fn send(&mut self, mut header: Header, payload: &[u8]) {
         if header.payload_len == 0 {
             header.payload_len = payload.len() as u32;
@@ -243,6 +245,24 @@ impl Peer {
                     messages::decode_error(&payload)
                 ),
                 Heard::End => panic!("the connection ended before {kind:?}"),
+            }
+        }
+    }
+
+    /// What the receiver has of a volume that it opens, by its STATE frames.
+    pub fn hear_state(&mut self, size: u64) -> Ledger {
+        let mut ledger = Ledger::new(size);
+        loop {
+            match self.hear() {
+                Heard::Frame(header, payload) if header.kind == Kind::State => {
+                    let mut rest = payload.as_slice();
+                    while !rest.is_empty() {
+                        let entry = Entry::decode(&mut rest).unwrap();
+                        entry.apply(&mut ledger).unwrap();
+                    }
+                }
+                Heard::Frame(header, _) if header.kind == Kind::Opened => return ledger,
+                other => panic!("{other:?}"),
             }
         }
     }

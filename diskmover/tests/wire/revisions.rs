@@ -2,7 +2,6 @@
 //! the rest counts only when the receiver finds that very copy.
 
 use diskmover::digest::{self, CHUNK, Hash};
-use diskmover::entry::Entry;
 use diskmover::error::Code;
 use diskmover::frame::{Header, Kind};
 use diskmover::ledger::Ledger;
@@ -44,26 +43,6 @@ fn opened(rig: &Rig, revision: &Revision) -> Peer {
     peer
 }
 
-/// What the receiver has, by its STATE frames.
-fn state(peer: &mut Peer) -> Ledger {
-    let mut ledger = Ledger::new(SIZE);
-    loop {
-        match peer.hear() {
-            crate::peer::Heard::Frame(header, payload) if header.kind == Kind::State => {
-                let mut rest = payload.as_slice();
-                while !rest.is_empty() {
-                    Entry::decode(&mut rest)
-                        .unwrap()
-                        .apply(&mut ledger)
-                        .unwrap();
-                }
-            }
-            crate::peer::Heard::Frame(header, _) if header.kind == Kind::Opened => return ledger,
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
 /// The root digest with chunk 1 as `content`.
 fn root_with(ledger: &mut Ledger, content: &[u8]) -> Hash {
     let mut bytes = content.to_vec();
@@ -82,7 +61,7 @@ fn all_but_what_changed_is_there() {
     let mut revision = Revision::new(since);
     revision.mark(CHUNK + 7..CHUNK + 8);
     let mut peer = opened(&rig, &revision);
-    let mut ledger = state(&mut peer);
+    let mut ledger = peer.hear_state(SIZE);
     assert_eq!(ledger.done_bytes(), SIZE - CHUNK);
     assert!(!ledger.is_done(1));
     assert!(
@@ -104,7 +83,7 @@ fn update(rig: &Rig, since: Hash) {
     let mut revision = Revision::new(since);
     revision.mark(CHUNK..CHUNK + 1);
     let mut peer = opened(rig, &revision);
-    let mut ledger = state(&mut peer);
+    let mut ledger = peer.hear_state(SIZE);
     let content = noise(9, 1 << 20);
     peer.data(0, 1, SIZE, &content);
     peer.hear_kind(Kind::Ack);
@@ -150,7 +129,7 @@ fn another_result_than_the_sender_has_is_not_published() {
     let mut revision = Revision::new(since);
     revision.mark(CHUNK..CHUNK + 1);
     let mut peer = opened(&rig, &revision);
-    state(&mut peer);
+    peer.hear_state(SIZE);
     peer.data(0, 1, SIZE, &noise(9, 1 << 20));
     peer.hear_kind(Kind::Ack);
     peer.finish(0, SIZE, &[7; 32]);
@@ -167,7 +146,7 @@ fn nothing_is_there_when_the_copy_is_not_the_promised_one() {
     std::os::unix::fs::FileExt::write_all_at(&file, b"!", 2 * CHUNK + 5).unwrap();
     drop(file);
     let mut peer = opened(&rig, &Revision::new(since));
-    assert_eq!(state(&mut peer).done_bytes(), 0);
+    assert_eq!(peer.hear_state(SIZE).done_bytes(), 0);
 }
 
 #[test]
@@ -188,15 +167,18 @@ fn nonsense_about_changes_ends_the_session() {
         p.send(Header::new(Kind::Dirty, 0), &revision.encode()[0]);
         p.open(0, "disk", SIZE);
     };
+    let told = |volume: u16, segments: u64| {
+        let mut revision = Revision::new([volume as u8; 32]);
+        let step = digest::SEGMENT_CHUNKS * CHUNK;
+        (0..segments).for_each(|s| revision.mark(s * step..s * step + 1));
+        let header = Header::new(Kind::Dirty, volume);
+        let payloads = revision.encode().into_iter();
+        payloads.map(move |payload| (header.clone(), payload))
+    };
+    let frames: Vec<_> = told(0, MAX_SEGMENTS as u64).chain(told(1, 1)).collect();
     let endless = |p: &mut Peer| {
-        for volume in 0..2 {
-            let mut revision = Revision::new([volume as u8; 32]);
-            let step = digest::SEGMENT_CHUNKS * CHUNK;
-            let last = if volume == 0 { MAX_SEGMENTS as u64 } else { 1 };
-            (0..last).for_each(|s| revision.mark(s * step..s * step + 1));
-            for payload in revision.encode() {
-                p.send(Header::new(Kind::Dirty, volume), &payload);
-            }
+        for (header, payload) in &frames {
+            p.send(header.clone(), payload);
         }
     };
     let mode = |p: &mut Peer| {
