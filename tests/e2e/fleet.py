@@ -111,7 +111,7 @@ class Fleet:
         wait_for(
             lambda: not leaks(self.lab),
             "nothing left over",
-            timeout_seconds=20,
+            timeout_seconds=60,
             interval_seconds=0.5,
             explain=lambda: "; ".join(leaks(self.lab)),
         )

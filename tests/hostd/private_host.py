@@ -115,7 +115,7 @@ class PrivateHost:
         return self.directory / inside.lstrip("/")
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], object], what: str, timeout_seconds: float = 90.0) -> None:
     """Wait until a condition holds; TimeoutError after `timeout_seconds`."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():

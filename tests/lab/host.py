@@ -241,7 +241,7 @@ class _LibvirtDaemon(Daemon):
         self._plain = command
         self._socket = socket
 
-    def start(self, timeout_seconds: float = 30.0) -> None:
+    def start(self, timeout_seconds: float = 90.0) -> None:
         """Start it and wait for its socket."""
         self._socket.unlink(missing_ok=True)
         self.command = self._host.enter(*self._plain)

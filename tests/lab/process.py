@@ -37,7 +37,7 @@ class Daemon:
     environment: Mapping[str, str] = field(default_factory=dict)
     pid: int = 0
 
-    def start(self, timeout_seconds: float = 30.0) -> None:
+    def start(self, timeout_seconds: float = 90.0) -> None:
         """Start it and wait until it is ready."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
@@ -65,7 +65,7 @@ class Daemon:
         """Send a signal and wait until the process is gone."""
         if self.pid and alive(self.pid):
             os.kill(self.pid, number)
-            wait_for(lambda: not alive(self.pid), f"{self.name} gone", timeout_seconds=30)
+            wait_for(lambda: not alive(self.pid), f"{self.name} gone", timeout_seconds=90)
         self.pid = 0
 
     def restart(self) -> None:
