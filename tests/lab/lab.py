@@ -228,7 +228,7 @@ class Lab:
     def answers(self, *arguments: str) -> bool:
         """True when a CLI command succeeds."""
         try:
-            self.drover(*arguments, timeout_seconds=10)
+            self.drover(*arguments, timeout_seconds=60)
         except (CommandFailed, subprocess.TimeoutExpired):
             return False
         return True
