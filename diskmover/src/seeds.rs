@@ -273,7 +273,7 @@ enum Found {
 impl Seed {
     /// Reads a piece that may end before the file does; false when it cannot.
     fn read(&self, offset: u64, piece: &mut [u8]) -> bool {
-        self.source.read_at(offset, piece).is_ok()
+        self.source.read_piece(offset, piece).is_ok()
     }
 }
 

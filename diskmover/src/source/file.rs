@@ -203,10 +203,15 @@ impl FileSource {
         Ok(())
     }
 
-    /// Fills `out` with what stands at `offset`, leaving nothing more of it in the page
-    /// cache. Fails when the file ends before that.
-    pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<()> {
-        self.read_range(offset, 0, out.len(), out)
+    /// Fills `out` with what stands at `offset`. Neighbours are read ahead, which small
+    /// pieces need, and nothing more of it stays in the page cache. Fails when the file
+    /// ends before that.
+    pub fn read_piece(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let range = offset..offset + out.len() as u64;
+        let ours = self.passing.not_cached(&self.file, range);
+        let read = self.passing.read_exact_at(&self.file, out, offset);
+        self.passing.let_go(&self.file, ours);
+        read
     }
 
     /// Reads what can be read of the block at `at`, where EIO was given; returns where
