@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,22 +34,10 @@ class Copies:
         **placing: Any,
     ) -> Push:
         """Begin to copy a source to a target; `placing` as in `IncomingVolume`."""
-        tag = tag or f"t{next(self._numbers)}"
-        session, key = f"session of {tag}", secrets.token_bytes(32)
         incoming = IncomingVolume("vda", target.parent, target.name, size_bytes, **placing)
-        self.receiver.open_session(
-            session, key, sender=uri_of("source"), volumes=[incoming], tag=tag
-        )
-        return Push(
-            to=self.receiver.address,
-            receiver=uri_of("target"),
-            tls=self.tls,
-            session_id=session,
-            key=key,
-            tag=tag,
-            volumes=[OutgoingVolume("vda", source)],
-            limit_bytes_per_second=limit,
-            compression=None,
+        outgoing = OutgoingVolume("vda", source)
+        return self._push(
+            [incoming], [outgoing], tag, limit_bytes_per_second=limit, compression=None
         )
 
     def copy(
@@ -66,23 +54,34 @@ class Copies:
 
     def copy_all(self, sources: Mapping[str, Path], root: Path) -> list[Receipt]:
         """Copy files to files of these names beneath a directory, in one session."""
-        tag, key = f"t{next(self._numbers)}", secrets.token_bytes(32)
         incoming = [
             IncomingVolume(name, root, name, source.stat().st_size)
             for name, source in sources.items()
         ]
-        session = f"session of {tag}"
+        outgoing = [OutgoingVolume(name, source) for name, source in sources.items()]
+        return finish_all(self._push(incoming, outgoing))
+
+    def _push(
+        self,
+        incoming: Sequence[IncomingVolume],
+        outgoing: Sequence[OutgoingVolume],
+        tag: str | None = None,
+        **options: Any,
+    ) -> Push:
+        """Open a session of its own for a copy, and begin it."""
+        tag = tag or f"t{next(self._numbers)}"
+        session, key = f"session of {tag}", secrets.token_bytes(32)
         self.receiver.open_session(session, key, sender=uri_of("source"), volumes=incoming, tag=tag)
-        push = Push(
+        return Push(
             to=self.receiver.address,
             receiver=uri_of("target"),
             tls=self.tls,
             session_id=session,
             key=key,
             tag=tag,
-            volumes=[OutgoingVolume(name, source) for name, source in sources.items()],
+            volumes=outgoing,
+            **options,
         )
-        return finish_all(push)
 
 
 def finish_all(push: Push) -> list[Receipt]:
