@@ -6,23 +6,24 @@
 
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::Receiver;
 
 use crate::pool::lock;
 use crate::sync::{Condvar, Mutex, PoisonError};
+use crate::wake::Bell;
 
 /// Most bytes that a crash of the receiver can cost, beside what is in flight.
 pub const MOST: u64 = 64 << 20;
 /// A barrier begins when so many bytes are not durable.
 pub const BARRIER: u64 = MOST / 2;
 /// What workers can be writing at the same time.
-const UNDER_WAY: u64 = 4 << 20;
+const UNDER_WAY: u64 = 8 << 20;
 
 /// Bytes that are written and not durable.
 pub struct Dirt {
     bytes: Mutex<u64>,
     settled: Condvar,
-    alarm: (Sender<()>, Receiver<()>),
+    alarm: Bell,
 }
 
 impl Default for Dirt {
@@ -30,7 +31,7 @@ impl Default for Dirt {
         Dirt {
             bytes: Mutex::default(),
             settled: Condvar::new(),
-            alarm: bounded(1),
+            alarm: Bell::default(),
         }
     }
 }
@@ -51,13 +52,13 @@ impl Dirt {
         let mut sum = lock(&self.bytes);
         *sum += bytes;
         if *sum >= BARRIER {
-            let _ = self.alarm.0.try_send(()); // full: it rings already
+            self.alarm.ring();
         }
     }
 
     /// Rings when it is time for a barrier.
     pub fn alarm(&self) -> &Receiver<()> {
-        &self.alarm.1
+        self.alarm.heard()
     }
 
     /// Bytes that are not durable.

@@ -148,6 +148,11 @@ impl Volume {
         Ok(())
     }
 
+    /// Whether every chunk of it is acknowledged, or was published before.
+    pub fn is_complete(&self) -> bool {
+        lock(&self.receipt).is_some() || lock(&self.ledger).is_complete()
+    }
+
     /// Notes that a chunk was read twice with different content: another pass has
     /// to compare all of it, so this one need not place it.
     pub fn tear(&self, chunk: u64) {

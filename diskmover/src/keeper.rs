@@ -305,7 +305,7 @@ impl Keeper<'_> {
 
     fn publish(&mut self, link: &Arc<Link>) -> Result<()> {
         // Workers hold targets only while they write; let them end first.
-        self.session.drained.store(true, Ordering::Release);
+        self.session.drained.come();
         while self.session.workers.load(Ordering::Acquire) > 0 {
             std::thread::sleep(Duration::from_millis(1));
         }

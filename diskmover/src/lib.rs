@@ -91,6 +91,7 @@ pub mod tls;
 pub mod trust;
 pub mod unreadable;
 pub mod uplink;
+pub mod wake;
 pub mod wants;
 pub mod written;
 

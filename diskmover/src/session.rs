@@ -35,6 +35,7 @@ use crate::messages::{self, Keys, Receipt};
 use crate::pool::{Pool, lock};
 use crate::progress::Meter;
 use crate::target::{Target, TargetSpec};
+use crate::wake::Moment;
 use mending::Mending;
 use worker::Job;
 
@@ -44,8 +45,8 @@ pub const OPEN_TO_ALL: &str = "open/";
 pub const MAX_VOLUMES: usize = 1024;
 const MAX_LINKS: usize = 64;
 const QUEUE: usize = 16;
-/// Threads that verify and write: more than cores, since they wait for the disk.
-const WORKERS: usize = 4;
+/// Most threads that verify and write: more than cores, since they wait for the disk.
+const WORKERS: usize = 8;
 /// How often blocked threads look whether they should stop.
 pub const TICK: Duration = Duration::from_millis(100);
 const BUSY_SIGN: Duration = Duration::from_secs(5);
@@ -113,9 +114,9 @@ pub struct Session {
     pub workers: AtomicUsize,
     /// Frames that were received and not dealt with.
     unplaced: AtomicUsize,
-    /// Tells these to end.
-    pub drained: AtomicBool,
-    stop: AtomicBool,
+    /// When these end, since all is there.
+    pub drained: Moment,
+    over: Moment,
     /// How it ended was told to the caller of a listener without sessions.
     told: AtomicBool,
     state: Mutex<State>,
@@ -157,8 +158,8 @@ impl Session {
             dirt: Dirt::default(),
             workers: AtomicUsize::new(0),
             unplaced: AtomicUsize::new(0),
-            drained: AtomicBool::new(false),
-            stop: AtomicBool::new(false),
+            drained: Moment::default(),
+            over: Moment::default(),
             told: AtomicBool::new(false),
             state: Mutex::new(State {
                 phase: Phase::Waiting,
@@ -199,7 +200,7 @@ impl Session {
 
     /// Whether its threads should end.
     pub fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.over.has_come()
     }
 
     /// Whether a connection stands.
@@ -232,7 +233,7 @@ impl Session {
             Phase::Waiting => {
                 if let Err(error) = self.start(&mut state.threads) {
                     // Those that did start end by themselves.
-                    self.stop.store(true, Ordering::Relaxed);
+                    self.over.come();
                     state.phase = Phase::Failed(error.clone());
                     return Err(error);
                 }
@@ -247,8 +248,10 @@ impl Session {
     /// Starts its threads.
     fn start(self: &Arc<Self>, threads: &mut Vec<JoinHandle<()>>) -> Result<()> {
         let readers = self.readers();
-        self.workers.store(WORKERS + readers, Ordering::Relaxed);
-        for _ in 0..WORKERS {
+        // As many chunks as they hold can wait for them.
+        let workers = (self.pool.chunks() / 2).clamp(1, WORKERS);
+        self.workers.store(workers + readers, Ordering::Relaxed);
+        for _ in 0..workers {
             self.start_one(threads, |session| session.work())?;
         }
         for _ in 0..readers {
@@ -299,7 +302,7 @@ impl Session {
             state.phase = Phase::Failed(error.clone());
             state.links.clone()
         };
-        self.stop.store(true, Ordering::Relaxed);
+        self.over.come();
         let payload = messages::encode_error(&error);
         let mut header = Header::new(Kind::Error, 0);
         header.payload_len = payload.len() as u32;
@@ -343,7 +346,7 @@ impl Session {
     /// Ends it and waits until its threads have let go of everything.
     pub fn close(&self) {
         self.fail(closed(&self.id));
-        self.stop.store(true, Ordering::Relaxed);
+        self.over.come();
         let (links, threads) = {
             let mut state = lock(&self.state);
             (state.links.clone(), std::mem::take(&mut state.threads))

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crossbeam_channel::{SendTimeoutError, Sender};
+use crossbeam_channel::{Sender, select};
 
 use crate::base;
 use crate::codec::Encoder;
@@ -84,7 +84,11 @@ fn pack_all(shared: &Shared) -> Result<()> {
     let mut encoder = Encoder::new().ok_or_else(no_memory)?;
     let mut scratch = AlignedBuf::new(digest::CHUNK as usize).ok_or_else(no_memory)?;
     while !shared.stopping() {
-        if let Ok(raw) = shared.work.1.recv_timeout(TICK)
+        let raw = select! {
+            recv(shared.work.1) -> raw => raw.ok(),
+            recv(shared.over.awaited()) -> _ => None,
+        };
+        if let Some(raw) = raw
             && let Some(parcel) = pack_one(shared, raw, &mut encoder, &mut scratch)
         {
             put(shared, &shared.parcels.0, parcel);
@@ -201,12 +205,9 @@ fn spoil(op: Op, bytes: &mut [u8], volume: &feed::Volume, chunk: u64) {
 
 /// Puts something into a queue, unless the copy ends meanwhile.
 fn put<T>(shared: &Shared, queue: &Sender<T>, item: T) {
-    let mut item = item;
-    while !shared.stopping() {
-        match queue.send_timeout(item, TICK) {
-            Err(SendTimeoutError::Timeout(back)) => item = back,
-            _ => return,
-        }
+    select! {
+        send(queue, item) -> _ => {}
+        recv(shared.over.awaited()) -> _ => {}
     }
 }
 

@@ -14,12 +14,11 @@ use crate::guard;
 use crate::local;
 use crate::messages::Receipt;
 use crate::pool::lock;
-use crate::session::TICK;
 use crate::stages;
 use crate::uplink;
 
-const READERS: usize = 4;
-/// How often it looks how it goes.
+const READERS: usize = 8;
+/// How often it looks how it goes, if nothing calls it.
 const LOOK: Duration = Duration::from_millis(20);
 /// A source that changes in each of so many passes is in use.
 const MAX_PASSES: u64 = 3;
@@ -32,6 +31,7 @@ pub(super) fn coordinate(shared: &Arc<Shared>) {
             let started = guard::start_in(scope, move || {
                 guarded(shared, "a connection", || uplink::run(shared, index));
                 shared.uplinks.fetch_sub(1, Ordering::Release);
+                shared.bell.ring();
             });
             if started.is_err() {
                 shared.uplinks.fetch_sub(1, Ordering::Release);
@@ -68,7 +68,7 @@ pub(super) fn coordinate(shared: &Arc<Shared>) {
             // One more is a help: the copy goes on without.
             let _ = (connections..wanted).try_for_each(connect);
             connections = wanted;
-            std::thread::sleep(LOOK);
+            let _ = shared.bell.heard().recv_timeout(LOOK);
         }
         shared.await_farewell();
         let links = shared.links();
@@ -78,7 +78,7 @@ pub(super) fn coordinate(shared: &Arc<Shared>) {
             for socket in lock(&shared.sockets).iter().flatten() {
                 let _ = socket.shutdown(Shutdown::Both);
             }
-            std::thread::sleep(TICK / 10);
+            let _ = shared.bell.heard().recv_timeout(LOOK);
         }
     });
     lock(&shared.sockets).fill_with(|| None);
@@ -118,16 +118,15 @@ impl Shared {
             self.end(Ok(receipts));
             return Ok(());
         }
-        let complete =
-            |volume: &Volume| lock(&volume.receipt).is_some() || lock(&volume.ledger).is_complete();
         if self.opened.load(Ordering::Acquire)
             && !self.finish.is_allowed()
-            && self.volumes.iter().all(complete)
+            && self.volumes.iter().all(Volume::is_complete)
         {
             if self.pass_again()? {
                 return Ok(());
             }
             self.finish.allow();
+            self.all_sent.come();
         }
         Ok(())
     }

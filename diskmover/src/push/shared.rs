@@ -26,6 +26,7 @@ use crate::repeats::Repeats;
 use crate::session::TICK;
 use crate::silence::Silence;
 use crate::throttle::Throttle;
+use crate::wake::{Bell, Moment};
 
 /// How long telling the receiver why the copy ends may take, over all connections, and
 /// over one of them.
@@ -120,7 +121,12 @@ pub struct Shared {
     pub(super) resumed: AtomicU64,
     pub(super) meter: Meter,
     pub(super) bottleneck: Bottleneck,
-    pub(super) stop: AtomicBool,
+    /// When all threads should end.
+    pub over: Moment,
+    /// When all that is left is to say that all is there.
+    pub all_sent: Moment,
+    /// Wakes the coordinator.
+    pub bell: Bell,
     pub(super) outcome: Mutex<Option<Result<Vec<Receipt>>>>,
     pub(super) ended: Condvar,
     /// Held while the receiver is told why the copy ends.
@@ -165,7 +171,9 @@ impl Shared {
             resumed: AtomicU64::new(0),
             meter: Meter::default(),
             bottleneck: Bottleneck::default(),
-            stop: AtomicBool::new(false),
+            over: Moment::default(),
+            all_sent: Moment::default(),
+            bell: Bell::default(),
             outcome: Mutex::new(None),
             ended: Condvar::new(),
             telling: Mutex::new(()),
@@ -175,7 +183,7 @@ impl Shared {
 
     /// Whether all threads should end.
     pub fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        self.over.has_come()
     }
 
     /// The connections that stand.
@@ -225,7 +233,8 @@ impl Shared {
         }
         *slot = Some(outcome);
         drop(slot);
-        self.stop.store(true, Ordering::Relaxed);
+        self.over.come();
+        self.bell.ring();
         self.feed.close();
         self.volumes.iter().for_each(|volume| volume.source.abort());
         self.ended.notify_all();

@@ -138,7 +138,7 @@ impl Session {
     /// session ends.
     fn buffer(&self, link: &Link) -> Result<Option<Buffer>> {
         let mut sign = Instant::now();
-        while !self.stopping() && !self.drained.load(Ordering::Acquire) {
+        while !self.stopping() && !self.drained.has_come() {
             let taken = self.pool.take(TICK).map_err(MoverError::at_receiver)?;
             if taken.is_some() {
                 return Ok(taken);
@@ -158,7 +158,7 @@ impl Session {
         };
         let mut sign = Instant::now();
         self.unplaced.fetch_add(1, Ordering::Acquire);
-        while !self.stopping() && !self.drained.load(Ordering::Acquire) {
+        while !self.stopping() && !self.drained.has_come() {
             match self.jobs.0.send_timeout(job, TICK) {
                 Ok(()) => return true,
                 Err(SendTimeoutError::Timeout(back)) => job = back,

@@ -30,7 +30,7 @@ impl Session {
         let Some(mut buffer) = AlignedBuf::new(CHUNK as usize) else {
             return; // the keeper needs it as well, and tells
         };
-        while !self.stopping() && !self.drained.load(Ordering::Acquire) {
+        while !self.stopping() && !self.drained.has_come() {
             // No target is held while nothing is due.
             let targets = self.targets.read();
             let targets = targets.unwrap_or_else(PoisonError::into_inner).clone();

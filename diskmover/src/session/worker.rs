@@ -4,6 +4,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use crossbeam_channel::select;
+
 use super::mending::Refused;
 use super::{QUEUE, Session, TICK};
 use crate::answers::Answers;
@@ -73,7 +75,7 @@ impl Session {
         let mut answers = Answers::default();
         while !self.stopping() {
             let Some(job) = self.next_job(&mut answers) else {
-                if self.drained.load(Ordering::Acquire) {
+                if self.drained.has_come() {
                     return Ok(());
                 }
                 continue;
@@ -119,7 +121,11 @@ impl Session {
     fn next_job(&self, answers: &mut Answers) -> Option<Job> {
         self.jobs.1.try_recv().ok().or_else(|| {
             answers.send();
-            self.jobs.1.recv_timeout(TICK).ok()
+            select! {
+                recv(self.jobs.1) -> job => job.ok(),
+                recv(self.drained.awaited()) -> _ => None,
+                recv(self.over.awaited()) -> _ => None,
+            }
         })
     }
 

@@ -6,6 +6,7 @@ use super::in_flight::InFlight;
 use super::{End, Ended, read_receipt, told, unexpected};
 use crate::degraded;
 use crate::error::{Code, MoverError, Result};
+use crate::feed::Volume;
 use crate::frame::{ACK_TARGET_SLOW, Header, Kind};
 use crate::link::Link;
 use crate::pool::lock;
@@ -55,6 +56,9 @@ pub(super) fn hear(shared: &Shared, link: &Link, in_flight: &InFlight<'_>) -> En
             }
             Kind::Error => return Err(End::Fatal(told(&payload))),
             _ => return Err(End::Fatal(unexpected(&link.peer, &header))),
+        }
+        if shared.volumes.get(index).is_some_and(Volume::is_complete) {
+            shared.bell.ring();
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
+use crossbeam_channel::{never, select};
+
 use super::in_flight::InFlight;
 use super::{End, Ended, PING};
 use crate::error::{Code, MoverError};
@@ -59,6 +61,7 @@ pub(super) fn send<'a>(
     turn: &mut Option<Turn<'a>>,
 ) -> Ended {
     let mut pulse = Pulse::new();
+    let mut knows_all_sent = false;
     while !shared.stopping() {
         if dead.load(Ordering::Relaxed) {
             return Err(End::Broken);
@@ -74,7 +77,7 @@ pub(super) fn send<'a>(
             std::thread::sleep(TICK / 20);
             continue;
         }
-        let Ok(parcel) = shared.parcels.1.recv_timeout(TICK / 2) else {
+        let Some(parcel) = next_parcel(shared, &mut knows_all_sent) else {
             continue;
         };
         let header = match &parcel {
@@ -101,6 +104,25 @@ pub(super) fn send<'a>(
         count(shared, usize::from(header.volume), bytes);
     }
     Ok(())
+}
+
+/// The next parcel; None when there is something else to look at. That all is sent is
+/// such a thing once: then it may be another connection's turn.
+fn next_parcel(shared: &Shared, knows_all_sent: &mut bool) -> Option<Parcel> {
+    let never = never();
+    let all_sent = match *knows_all_sent {
+        true => &never,
+        false => shared.all_sent.awaited(),
+    };
+    select! {
+        recv(shared.parcels.1) -> parcel => parcel.ok(),
+        recv(shared.over.awaited()) -> _ => None,
+        recv(all_sent) -> _ => {
+            *knows_all_sent = true;
+            None
+        }
+        default(TICK / 2) => None,
+    }
 }
 
 /// Sends the root digest of every volume that is not published yet.

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 // What those modules use and nothing waits in.
 use diskmover::{
-    base, digest, error, frame, holes, ledger, messages, plan, salvage, session, source, unreadable,
+    base, digest, error, frame, holes, ledger, messages, plan, salvage, session, source, unreadable, wake,
 };
 
 mod buffers;
