@@ -8,7 +8,7 @@ use super::{Link, LinkError, Result};
 use crate::pool::lock;
 
 /// Ciphertext that is read in one go.
-const INTAKE: usize = 256 << 10;
+const INTAKE: usize = 64 << 10;
 
 /// Ciphertext that was read and TLS has not seen.
 pub(super) struct Intake {

@@ -15,7 +15,7 @@ use crate::frame::Header;
 use crate::pool::lock;
 
 /// Plaintext that is encrypted in one go.
-const SLICE: usize = 256 << 10;
+const SLICE: usize = 64 << 10;
 /// A peer has to take this much in the time after which it counts as gone; else
 /// one that reads a byte now and then could hold a thread for as long as it likes.
 const LEAST_PROGRESS: usize = 64 << 10;
