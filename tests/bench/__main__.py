@@ -22,7 +22,7 @@ from tests.bench.place import Place
 from tests.bench.recipes import RECIPES
 from tests.bench.report import Report
 from tests.bench.rig import Rig, ToolFailed
-from tests.bench.row import Failure, Row, typical
+from tests.bench.row import Failure, Row, Run
 from tests.bench.tools import TOOLS
 
 _DIRECTORY = Path("build/bench")
@@ -108,8 +108,10 @@ class _Bench:
                 click.echo(f" FAILED: {failed}")
                 return Failure(place, tool, str(failed))
             click.echo(f" {result.durable_seconds:.1f} s, CPU {result.cpu_seconds:.1f} s")
-            runs.append(result)
-        return Row(place, tool, tuple(runs), self._model.bound(place, typical(runs)))
+            if place.shape.mbit_per_second is None:
+                self._model.forget_disk()
+            runs.append(Run(result, self._model.bound(place, result)))
+        return Row(place, tool, tuple(runs))
 
 
 def _facts(rate: float) -> dict[str, Any]:

@@ -56,6 +56,11 @@ class Model:
         part = max(parts, key=lambda name: parts[name])
         return Bound(max(parts[part], 1e-3), part)
 
+    def forget_disk(self) -> None:
+        """Measure the disk anew when it is asked for: others use it too, so what it
+        gives changes within minutes."""
+        self._disk.clear()
+
     def disk_seconds(self, file: Path) -> float:
         """What the disk needs for the data of a file, as it lies there."""
         if file not in self._disk:

@@ -45,6 +45,8 @@ class Cell:
 FULL = (
     Cell("os", "unshaped", (*ALL, "qemu-img, TLS"), thrice=_SOME),
     Cell("os", "gigabit", ALL, thrice=("rsync (Nova)", "drover")),
+    # What a copy costs beside its data.
+    Cell("os-small", "unshaped", (*_SOME, "nbdcopy")),
     Cell("os-part", "wan", _FAR, thrice=("rsync (Nova)", "drover")),
     Cell("sparse", "unshaped", ALL),
     Cell("sparse", "gigabit", (*_SOME, "nbdcopy", "drover raw")),
@@ -72,6 +74,7 @@ FULL = (
 )
 QUICK = (
     Cell("os", "unshaped", _SOME),
+    Cell("os-small", "unshaped", _SOME),
     Cell("os-part", "gigabit", _SOME),
     Cell("os-part", "wan", ("drover",)),
     Cell("random", "unshaped", ("qemu-img", "drover raw", "drover")),

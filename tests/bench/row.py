@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,29 +26,55 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Run:
+    """One copy, and the least time that it could have taken just then."""
+
+    result: Result
+    bound: Bound
+
+    @property
+    def over_bound(self) -> float:
+        """How many times as long it took."""
+        return self.result.durable_seconds / self.bound.seconds
+
+    def as_json(self) -> dict[str, Any]:
+        """As in mover.json."""
+        return {
+            **self.result.as_json(),
+            "bound_seconds": self.bound.seconds,
+            "bound_part": self.bound.part,
+            "wall_over_bound": self.over_bound,
+        }
+
+
+@dataclass(frozen=True)
 class Row:
     """A tool that did, once or several times."""
 
     place: Place
     tool: Tool
-    runs: tuple[Result, ...]
-    bound: Bound
+    runs: tuple[Run, ...]
 
     @property
     def typical(self) -> Result:
-        """The run with the median time."""
-        return typical(self.runs)
+        """The run with the median time until durable, the lower one of two."""
+        return _median(self.runs, lambda run: run.result.durable_seconds).result
+
+    @property
+    def nearest(self) -> Run:
+        """The run with the median of how near each came to its bound."""
+        return _median(self.runs, lambda run: run.over_bound)
 
     @property
     def spread(self) -> tuple[float, float]:
         """The shortest and the longest time until durable, in seconds."""
-        seconds = [run.durable_seconds for run in self.runs]
+        seconds = [run.result.durable_seconds for run in self.runs]
         return min(seconds), max(seconds)
 
     @property
     def identical(self) -> bool:
         """Whether each run made a true copy."""
-        return all(run.identical for run in self.runs)
+        return all(run.result.identical for run in self.runs)
 
     @property
     def cpu_seconds_per_gb(self) -> float:
@@ -71,16 +97,14 @@ class Row:
             "promises": sorted(self.tool.promises),
             **self.typical.as_json(),
             "identical": self.identical,
-            "bound_seconds": self.bound.seconds,
-            "bound_part": self.bound.part,
-            "wall_over_bound": self.typical.durable_seconds / self.bound.seconds,
+            "bound_seconds": self.nearest.bound.seconds,
+            "bound_part": self.nearest.bound.part,
+            "wall_over_bound": self.nearest.over_bound,
             "link_busy": self.link_busy,
             "cpu_seconds_per_gb": self.cpu_seconds_per_gb,
             "runs": [run.as_json() for run in self.runs],
         }
 
 
-def typical(runs: Sequence[Result]) -> Result:
-    """The run with the median time until durable, the lower one of two."""
-    in_order = sorted(runs, key=lambda run: run.durable_seconds)
-    return in_order[(len(in_order) - 1) // 2]
+def _median(runs: Sequence[Run], key: Callable[[Run], float]) -> Run:
+    return sorted(runs, key=key)[(len(runs) - 1) // 2]
