@@ -213,19 +213,22 @@ impl Disk {
     }
 
     fn strike(&self, op: Op, range: Option<(u64, u64)>) -> io::Result<Option<Fault>> {
-        match wanted(&self.path, op, range) {
-            Some(Fault::Error(number)) => Err(io::Error::from_raw_os_error(number)),
-            Some(Fault::Slow(time)) => {
+        let Some(active) = struck(&self.path, op, range) else {
+            return Ok(None);
+        };
+        match active.rule.fault {
+            Fault::Error(number) => Err(io::Error::from_raw_os_error(number)),
+            Fault::Slow(time) => {
                 std::thread::sleep(time);
                 Ok(None)
             }
-            Some(Fault::Stuck) => {
-                while let Some(Fault::Stuck) = wanted(&self.path, op, range) {
+            Fault::Stuck => {
+                while lock(&RULES).iter().any(|rule| Arc::ptr_eq(rule, &active)) {
                     std::thread::sleep(Duration::from_millis(5));
                 }
                 Ok(None)
             }
-            other => Ok(other),
+            other => Ok(Some(other)),
         }
     }
 }
@@ -298,6 +301,10 @@ impl AsFd for Disk {
 }
 
 fn wanted(path: &Path, op: Op, range: Option<(u64, u64)>) -> Option<Fault> {
+    struck(path, op, range).map(|active| active.rule.fault)
+}
+
+fn struck(path: &Path, op: Op, range: Option<(u64, u64)>) -> Option<Arc<Active>> {
     let rules = lock(&RULES).clone();
     let text = path.to_string_lossy();
     let is_hit = |active: &&Arc<Active>| {
@@ -312,8 +319,7 @@ fn wanted(path: &Path, op: Op, range: Option<(u64, u64)>) -> Option<Fault> {
         let before = active.seen.fetch_add(1, Ordering::Relaxed);
         before >= active.rule.after && before - active.rule.after < active.rule.times
     };
-    let found = rules.iter().filter(is_hit).find(strikes);
-    found.map(|active| active.rule.fault)
+    rules.iter().filter(is_hit).find(strikes).cloned()
 }
 
 fn path_of(fd: BorrowedFd<'_>) -> PathBuf {

@@ -116,11 +116,12 @@ impl Volume {
         }
     }
 
-    /// Notes an acknowledgement.
-    pub fn acknowledge(&self, header: &Header) -> Result<()> {
+    /// Notes an acknowledgement; true when it was all that was missing.
+    pub fn acknowledge(&self, header: &Header) -> Result<bool> {
         let broken = |_| MoverError::new(Code::Protocol, "the receiver acknowledged nonsense");
         let range = header.chunks(self.size()).map_err(broken)?;
         let mut ledger = lock(&self.ledger);
+        let was_complete = ledger.is_complete();
         for chunk in range.clone() {
             ledger.confirm(chunk);
         }
@@ -129,14 +130,15 @@ impl Volume {
         {
             ledger.close_if_full(segment as usize);
         }
-        Ok(())
+        Ok(!was_complete && ledger.is_complete())
     }
 
-    /// Notes that a zero run is acknowledged.
-    pub fn acknowledge_zeros(&self, header: &Header) -> Result<()> {
+    /// Notes that a zero run is acknowledged; true when it was all that was missing.
+    pub fn acknowledge_zeros(&self, header: &Header) -> Result<bool> {
         let broken = |_| MoverError::new(Code::Protocol, "the receiver acknowledged nonsense");
         let range = header.chunks(self.size()).map_err(broken)?;
         let mut ledger = lock(&self.ledger);
+        let was_complete = ledger.is_complete();
         ledger
             .confirm_zeros(range.start, range.end)
             .map_err(|_| self.source.changed("a hole was filled").in_volume(&self.id))?;
@@ -145,7 +147,7 @@ impl Volume {
         {
             ledger.close_if_full(segment as usize);
         }
-        Ok(())
+        Ok(!was_complete && ledger.is_complete())
     }
 
     /// Whether every chunk of it is acknowledged, or was published before.

@@ -307,6 +307,9 @@ impl Keeper<'_> {
         // Workers hold targets only while they write; let them end first.
         self.session.drained.come();
         while self.session.workers.load(Ordering::Acquire) > 0 {
+            if !self.session.dirt.has_room(Duration::ZERO) {
+                self.barrier()?; // one of them may be waiting for it
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
         if self.session.stopping() {

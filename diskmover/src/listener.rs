@@ -156,6 +156,12 @@ impl Receiver {
         Ok((phase, session.progress(), receipts))
     }
 
+    /// A session.
+    #[cfg(test)]
+    pub fn session(&self, id: &str) -> Option<Arc<crate::session::Session>> {
+        lock(&self.shared.registry).sessions.get(id).cloned()
+    }
+
     /// Forgets a session; its parts stay.
     pub fn close_session(&self, id: &str) {
         self.shared.retire(id);

@@ -1,7 +1,7 @@
 //! A copy under way: the threads of the sending end, and their common state.
 //!
 //! ```text
-//! feed -> readers (4) -> work queue -> workers -> send queue -> uplinks (N)
+//! feed -> readers (8) -> work queue -> workers -> send queue -> uplinks (N)
 //!   ^                                                              |
 //!   +------------------ what a broken connection had --------------+
 //! ```

@@ -249,7 +249,7 @@ impl Session {
     fn start(self: &Arc<Self>, threads: &mut Vec<JoinHandle<()>>) -> Result<()> {
         let readers = self.readers();
         // As many chunks as they hold can wait for them.
-        let workers = (self.pool.chunks() / 2).clamp(1, WORKERS);
+        let workers = (self.pool.chunks() / 2).min(WORKERS);
         self.workers.store(workers + readers, Ordering::Relaxed);
         for _ in 0..workers {
             self.start_one(threads, |session| session.work())?;

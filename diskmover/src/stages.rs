@@ -86,7 +86,7 @@ fn pack_all(shared: &Shared) -> Result<()> {
     while !shared.stopping() {
         let raw = select! {
             recv(shared.work.1) -> raw => raw.ok(),
-            recv(shared.over.awaited()) -> _ => None,
+            recv(shared.over()) -> _ => None,
         };
         if let Some(raw) = raw
             && let Some(parcel) = pack_one(shared, raw, &mut encoder, &mut scratch)
@@ -207,7 +207,7 @@ fn spoil(op: Op, bytes: &mut [u8], volume: &feed::Volume, chunk: u64) {
 fn put<T>(shared: &Shared, queue: &Sender<T>, item: T) {
     select! {
         send(queue, item) -> _ => {}
-        recv(shared.over.awaited()) -> _ => {}
+        recv(shared.over()) -> _ => {}
     }
 }
 

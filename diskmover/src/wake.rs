@@ -56,7 +56,7 @@ impl Default for Moment {
 }
 
 impl Moment {
-    /// This is it. Again is no difference.
+    /// Wakes all who wait for it. They find that it has come: that is noted before.
     pub fn come(&self) {
         self.has_come.store(true, Ordering::Release);
         lock(&self.before).take();
@@ -67,7 +67,8 @@ impl Moment {
         self.has_come.load(Ordering::Acquire)
     }
 
-    /// Where to wait for it; ready for ever afterwards.
+    /// Where to wait for it. It is ready for ever afterwards: a loop that waits there has
+    /// to leave then, or to stop waiting for it.
     pub fn awaited(&self) -> &Receiver<Infallible> {
         &self.awaited
     }

@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use super::{Fault, Op, Rule, inject};
-use crate::digest::{self, BLOCK, CHUNK};
+use crate::digest::{self, BLOCK, CHUNK, Hash};
+use crate::dirt;
 use crate::error::Code;
 use crate::frame::Kind;
 use crate::peer::Peer;
@@ -50,7 +51,7 @@ fn on(op: Op, at: u64, fault: Fault) -> Rule {
 fn written_late(rig: &Rig, content: &[u8]) -> Peer {
     let late = Rule {
         times: 1,
-        ..on(Op::Write, 9, Fault::Slow(Duration::from_secs(3)))
+        ..on(Op::Write, 9, Fault::Stuck)
     };
     let late = inject(&rig.root(), late);
     rig.open(&[("disk", CHUNK)]).unwrap();
@@ -64,13 +65,53 @@ fn written_late(rig: &Rig, content: &[u8]) -> Peer {
     second.hear_kind(Kind::Welcome);
     second.data(0, 0, CHUNK, content);
     second.hear_kind(Kind::Ack);
+    second.finish(0, CHUNK, &root(content));
+    let session = rig.receiver.session(SESSION).unwrap();
+    eventually("all is there", || session.drained.has_come().then_some(()));
+    drop(late);
+    second
+}
+
+/// The root digest of a volume of one chunk.
+fn root(content: &[u8]) -> Hash {
     let mut data = content.to_vec();
     let bitmap = digest::scan(content);
     let len = digest::compact(&mut data, &bitmap);
     let hash = digest::chunk_hash(&bitmap, &data[..len]);
-    let root = digest::root(CHUNK, [digest::segment_hash(&[hash])].iter());
-    second.finish(0, CHUNK, &root);
-    second
+    digest::root(CHUNK, [digest::segment_hash(&[hash])].iter())
+}
+
+#[test]
+fn what_comes_twice_and_waits_for_room_does_not_hold_up_the_end() {
+    let rig = Rig::new();
+    let content = noise(1, CHUNK as usize);
+    let sync = Rule {
+        file: ".part",
+        op: Op::Sync,
+        at: None,
+        after: 0,
+        times: 1,
+        fault: Fault::Stuck,
+    };
+    let sync = inject(&rig.root(), sync);
+    rig.open(&[("disk", CHUNK)]).unwrap();
+    let mut peer = Peer::sending(&rig, "disk", CHUNK);
+    peer.data(0, 0, CHUNK, &content);
+    peer.hear_kind(Kind::Ack);
+    let session = rig.receiver.session(SESSION).unwrap();
+    session.dirt.add(dirt::BARRIER);
+    eventually("it is made durable", || sync.has_struck().then_some(()));
+    // As much is written meanwhile as may be, and the keeper hears of the end before it
+    // hears of that.
+    session.dirt.add(dirt::MOST);
+    session.dirt.alarm().try_recv().unwrap();
+    peer.data(0, 0, CHUNK, &content);
+    peer.finish(0, CHUNK, &root(&content));
+    eventually("the end is heard of", || {
+        (!session.orders().is_empty()).then_some(())
+    });
+    drop(sync);
+    peer.hear_kind(Kind::Receipt);
 }
 
 #[test]

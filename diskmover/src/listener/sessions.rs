@@ -215,3 +215,35 @@ pub(super) fn unknown(id: &str) -> MoverError {
     let text = format!("there is no session {id:?} here; open it (again)");
     MoverError::new(Code::SessionUnknown, text).at_receiver()
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::digest::CHUNK;
+    use crate::push::{Job, Push};
+    use crate::rig::{Rig, SESSION, eventually, finish, noise};
+    use crate::session::TICK;
+
+    #[test]
+    fn a_receipt_is_told_once_nobody_holds_the_file_any_more() {
+        let rig = Rig::new();
+        let size = 4 * CHUNK;
+        let source = rig.source("disk", size, &[(0, &noise(3, size as usize))]);
+        rig.open(&[("disk", size)]).unwrap();
+        let limit = Some(1);
+        let push = Push::start(Job {
+            limit,
+            ..rig.job(&[&source])
+        })
+        .unwrap();
+        let session = rig.receiver.session(SESSION).unwrap();
+        let held = eventually("the target is open", || {
+            session.targets.read().unwrap()[0].clone()
+        });
+        push.set_limit(None).unwrap();
+        let published = rig.root().join("disk");
+        eventually("it is published", || published.exists().then_some(()));
+        assert!(push.wait(TICK * 10).is_none(), "told while it was locked");
+        drop(held);
+        assert_eq!(finish(&push).unwrap()[0].size, size);
+    }
+}

@@ -1,5 +1,6 @@
 //! What all threads of a copy share.
 
+use std::convert::Infallible;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -34,7 +35,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const FAREWELL_OF_ONE: Duration = Duration::from_millis(500);
 /// How long closing all connections may take after that. Then they are broken.
 pub const CLOSING: Duration = Duration::from_millis(500);
-// Cancelling takes less than 2 seconds: threads look every `TICK` whether to end.
+// Cancelling takes less than 2 seconds: threads that are not woken look every `TICK`.
 const _: () = assert!(FAREWELL.as_millis() + CLOSING.as_millis() + 4 * TICK.as_millis() < 2000);
 /// Chunks in each queue between stages.
 pub const QUEUE: usize = 16;
@@ -121,11 +122,12 @@ pub struct Shared {
     pub(super) resumed: AtomicU64,
     pub(super) meter: Meter,
     pub(super) bottleneck: Bottleneck,
-    /// When all threads should end.
-    pub over: Moment,
-    /// When all that is left is to say that all is there.
-    pub all_sent: Moment,
-    /// Wakes the coordinator.
+    /// When all threads should end; `end` alone says so.
+    over: Moment,
+    /// When nothing is left but to say that all is there.
+    pub(super) all_sent: Moment,
+    /// Wakes the coordinator, on what it would find at its next look: that a volume is
+    /// complete or published, or a thread has ended.
     pub bell: Bell,
     pub(super) outcome: Mutex<Option<Result<Vec<Receipt>>>>,
     pub(super) ended: Condvar,
@@ -184,6 +186,16 @@ impl Shared {
     /// Whether all threads should end.
     pub fn stopping(&self) -> bool {
         self.over.has_come()
+    }
+
+    /// Where to wait for that beside a queue.
+    pub fn over(&self) -> &Receiver<Infallible> {
+        self.over.awaited()
+    }
+
+    /// Where to wait until nothing is left but to say that all is there.
+    pub fn all_sent(&self) -> &Receiver<Infallible> {
+        self.all_sent.awaited()
     }
 
     /// The connections that stand.

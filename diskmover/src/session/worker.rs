@@ -117,7 +117,8 @@ impl Session {
         Ok(())
     }
 
-    /// The next job; answers do not wait for one that is not there yet.
+    /// The next job; answers do not wait for one that is not there yet. None when the
+    /// session ends: what still comes then has come before (`push` in intake.rs).
     fn next_job(&self, answers: &mut Answers) -> Option<Job> {
         self.jobs.1.try_recv().ok().or_else(|| {
             answers.send();

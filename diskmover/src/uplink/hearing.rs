@@ -6,7 +6,6 @@ use super::in_flight::InFlight;
 use super::{End, Ended, read_receipt, told, unexpected};
 use crate::degraded;
 use crate::error::{Code, MoverError, Result};
-use crate::feed::Volume;
 use crate::frame::{ACK_TARGET_SLOW, Header, Kind};
 use crate::link::Link;
 use crate::pool::lock;
@@ -38,9 +37,12 @@ pub(super) fn hear(shared: &Shared, link: &Link, in_flight: &InFlight<'_>) -> En
                 let slow = header.codec & ACK_TARGET_SLOW != 0;
                 shared.target_slow.note(slow);
                 let volume = &shared.volumes[index];
-                match sent.kind {
+                let completes = match sent.kind {
                     Kind::Zero => volume.acknowledge_zeros(&sent)?,
                     _ => volume.acknowledge(&sent)?,
+                };
+                if completes {
+                    shared.bell.ring();
                 }
                 if sent.kind == Kind::Hashes {
                     volume.base.learn(0);
@@ -56,9 +58,6 @@ pub(super) fn hear(shared: &Shared, link: &Link, in_flight: &InFlight<'_>) -> En
             }
             Kind::Error => return Err(End::Fatal(told(&payload))),
             _ => return Err(End::Fatal(unexpected(&link.peer, &header))),
-        }
-        if shared.volumes.get(index).is_some_and(Volume::is_complete) {
-            shared.bell.ring();
         }
     }
 }
@@ -77,5 +76,6 @@ fn keep_receipt(shared: &Shared, header: &Header, payload: &[u8]) -> Result<()> 
     }
     degraded::check_told(volume, &receipt)?;
     *lock(&volume.receipt) = Some(receipt);
+    shared.bell.ring();
     Ok(())
 }

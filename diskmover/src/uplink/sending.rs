@@ -1,9 +1,10 @@
 //! What one connection sends: parcels, signs of life, and the last word if it is its turn.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use crossbeam_channel::{never, select};
+use crossbeam_channel::{Receiver, never, select};
 
 use super::in_flight::InFlight;
 use super::{End, Ended, PING};
@@ -61,7 +62,7 @@ pub(super) fn send<'a>(
     turn: &mut Option<Turn<'a>>,
 ) -> Ended {
     let mut pulse = Pulse::new();
-    let mut knows_all_sent = false;
+    let mut all_sent = shared.all_sent().clone();
     while !shared.stopping() {
         if dead.load(Ordering::Relaxed) {
             return Err(End::Broken);
@@ -77,7 +78,7 @@ pub(super) fn send<'a>(
             std::thread::sleep(TICK / 20);
             continue;
         }
-        let Some(parcel) = next_parcel(shared, &mut knows_all_sent) else {
+        let Some(parcel) = next_parcel(shared, &mut all_sent) else {
             continue;
         };
         let header = match &parcel {
@@ -106,19 +107,14 @@ pub(super) fn send<'a>(
     Ok(())
 }
 
-/// The next parcel; None when there is something else to look at. That all is sent is
-/// such a thing once: then it may be another connection's turn.
-fn next_parcel(shared: &Shared, knows_all_sent: &mut bool) -> Option<Parcel> {
-    let never = never();
-    let all_sent = match *knows_all_sent {
-        true => &never,
-        false => shared.all_sent.awaited(),
-    };
+/// The next parcel; None when there is something else to look at. Among that is the end
+/// of all parcels, and whoever has heard of that puts `never` into its place.
+fn next_parcel(shared: &Shared, all_sent: &mut Receiver<Infallible>) -> Option<Parcel> {
     select! {
         recv(shared.parcels.1) -> parcel => parcel.ok(),
-        recv(shared.over.awaited()) -> _ => None,
+        recv(shared.over()) -> _ => None,
         recv(all_sent) -> _ => {
-            *knows_all_sent = true;
+            *all_sent = never();
             None
         }
         default(TICK / 2) => None,

@@ -16,9 +16,10 @@
 
 use std::time::Duration;
 
-// What those modules use and nothing waits in.
+// What those modules use and nothing here waits in.
 use diskmover::{
-    base, digest, error, frame, holes, ledger, messages, plan, salvage, session, source, unreadable, wake,
+    base, digest, error, frame, holes, ledger, messages, plan, salvage, session, source,
+    unreadable, wake,
 };
 
 mod buffers;
