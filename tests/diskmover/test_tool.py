@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+import signal
 import socket
 import stat
 import subprocess
@@ -27,7 +28,7 @@ from diskmover.model import EndedCopy, Progress
 from diskmover.params import Rate
 from tests.diskmover import stranger, tool
 from tests.diskmover.conftest import Certs
-from tests.diskmover.tool import Serve
+from tests.diskmover.tool import Running, Serve
 
 
 @pytest.fixture
@@ -68,6 +69,41 @@ def test_json_tells_progress_while_it_runs(serve: Serve, certs: Certs, tmp_path:
     assert all(line["limited_by"] for line in told)
     done = [line["done_bytes"] for line in told]
     assert done == sorted(done)
+
+
+def _tells_all(look: dict[str, Any]) -> bool:
+    """Whether it has all connections, a rate, the time left at it, and bounds for that."""
+    eta, low, high = (look[f"eta{bound}_seconds"] for bound in ("", "_low", "_high"))
+    left = look["total_bytes"] - look["done_bytes"]
+    return (
+        look["connections"] == 3
+        and look["rate_bytes_per_second"] > 0
+        and None not in (eta, low, high)
+        and low <= eta <= high
+        and eta == pytest.approx(left / look["rate_bytes_per_second"], rel=0.1)
+    )
+
+
+def test_progress_has_a_rate_and_the_time_that_is_left(
+    serve: Serve, certs: Certs, tmp_path: Path
+) -> None:
+    source = tool.noise(tmp_path / "rated", 64 << 20)
+    job = Running(
+        source, "--to", serve.address, "--limit", "4M", "--connections", "3", "--json",
+        *certs.options("a"),
+    )  # fmt: skip
+    looks: list[dict[str, Any]] = []
+    # The copy takes 16 seconds, and the last of these is there after two.
+    while not looks or not _tells_all(looks[-1]):
+        said = json.loads(job.next_line())
+        assert "progress" in said, looks
+        looks.append(said["progress"])
+    job.send(signal.SIGINT)
+    assert job.ended().code == 130
+    assert all(look["wire_bytes"] >= look["done_bytes"] for look in looks), "noise"
+    wire = [look["wire_bytes"] for look in looks]
+    assert wire == sorted(wire)
+    assert wire[-1] > 0
 
 
 @pytest.mark.parametrize(
