@@ -5,6 +5,7 @@
 
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use diskmover::digest::{self, CHUNK};
@@ -56,7 +57,12 @@ fn ack(header: &Header) -> Header {
 
 fn first_chunk(peer: &mut Peer) -> Header {
     opened(peer);
-    peer.hear_kind(Kind::Data).0
+    loop {
+        let (header, _) = peer.hear_kind(Kind::Data);
+        if header.offset == 0 {
+            return header;
+        }
+    }
 }
 
 fn state(peer: &mut Peer, entry: &Entry) {
@@ -69,12 +75,25 @@ fn state(peer: &mut Peer, entry: &Entry) {
 
 type Act = fn(&mut Peer);
 
-/// What the receiver does, and why | what the sender ends with.
-const FAULTS: &[(&str, Act, Code)] = &[
+/// Volume and offset that an error names.
+type Place = (Option<&'static str>, Option<u64>);
+
+const NOWHERE: Place = (None, None);
+const DISK: Place = (Some("disk"), None);
+
+const fn at(offset: u64) -> Place {
+    (DISK.0, Some(offset))
+}
+
+/// What the receiver does, and why | what the sender ends with | what that says | of
+/// which place.
+const FAULTS: &[(&str, Act, Code, &str, Place)] = &[
     (
         "garbage instead of WELCOME",
         |p| p.send_bytes(&noise(1, 64)),
         Code::Protocol,
+        "not a diskmover frame",
+        NOWHERE,
     ),
     (
         "another version: what follows would be read wrongly",
@@ -83,36 +102,50 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(Header::new(Kind::Welcome, 1), &9u16.to_le_bytes());
         },
         Code::Protocol,
+        "speaks another version of diskmover's protocol",
+        NOWHERE,
     ),
     (
         "an ACK instead of WELCOME",
         |p| p.send(Header::new(Kind::Ack, 0), &[]),
         Code::Protocol,
+        "sent an unexpected Ack frame",
+        NOWHERE,
     ),
     (
         "an error that cannot be read",
         |p| p.send(Header::new(Kind::Error, 0), &[1]),
         Code::Protocol,
+        "sent an unreadable error",
+        NOWHERE,
     ),
     (
         "STATE beyond the end of the volume",
         |p| state(p, &Entry::Closed(1, 1, [1; 32])),
         Code::Protocol,
+        "has what this volume cannot have",
+        DISK,
     ),
     (
         "STATE of more segments than can be counted",
         |p| state(p, &Entry::ZeroRun(u32::MAX, u32::MAX)),
         Code::Protocol,
+        "has what this volume cannot have",
+        DISK,
     ),
     (
         "STATE with chunks beyond the end",
         |p| state(p, &Entry::Partial(0, 1 << 63, vec![(1, [1; 32])])),
         Code::Protocol,
+        "has what this volume cannot have",
+        DISK,
     ),
     (
         "STATE with more data in a chunk than a chunk has",
         |p| state(p, &Entry::Partial(0, 1, vec![(u32::MAX, [1; 32])])),
         Code::Protocol,
+        "has what this volume cannot have",
+        DISK,
     ),
     (
         "STATE that ends in the middle",
@@ -121,6 +154,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(Header::new(Kind::State, 0), &[0, 1]);
         },
         Code::Protocol,
+        "has what this volume cannot have",
+        DISK,
     ),
     (
         "OPENED with more data than the volume has: sums would overflow",
@@ -131,6 +166,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(header, &[]);
         },
         Code::Protocol,
+        "has more data than there is",
+        DISK,
     ),
     (
         "OPENED for another volume",
@@ -139,6 +176,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(Header::new(Kind::Opened, 7), &[]);
         },
         Code::Protocol,
+        "sent an unexpected Opened frame",
+        NOWHERE,
     ),
     (
         "OPENED with a receipt of another size: the source has been resized since",
@@ -148,6 +187,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(Header::new(Kind::Opened, 0), &payload);
         },
         Code::TargetExists,
+        "its source has other content now",
+        DISK,
     ),
     (
         "OPENED with a receipt for other content: nothing of ours is there",
@@ -158,6 +199,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.hears_the_end();
         },
         Code::TargetExists,
+        "its source has other content now",
+        DISK,
     ),
     (
         "an ACK for what was never sent",
@@ -168,6 +211,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(header, &[]);
         },
         Code::Protocol,
+        "sent an unexpected Ack frame",
+        at(77 * CHUNK),
     ),
     (
         "an ACK for a part of a chunk",
@@ -177,6 +222,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(header, &[]);
         },
         Code::Protocol,
+        "sent an unexpected Ack frame",
+        at(0),
     ),
     (
         "the same ACK twice",
@@ -186,6 +233,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(header, &[]);
         },
         Code::Protocol,
+        "sent an unexpected Ack frame",
+        at(0),
     ),
     (
         "an ACK for a volume that there is not",
@@ -195,6 +244,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(header, &[]);
         },
         Code::Protocol,
+        "sent an unexpected Ack frame",
+        NOWHERE,
     ),
     (
         "DATA is the sender's to send",
@@ -204,6 +255,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(header, &payload);
         },
         Code::Protocol,
+        "sent an unexpected Data frame",
+        NOWHERE,
     ),
     (
         "a RECEIPT before all is there: a success without proof",
@@ -215,6 +268,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             );
         },
         Code::Protocol,
+        "has another digest than this copy",
+        DISK,
     ),
     (
         "a RECEIPT with another digest",
@@ -226,6 +281,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             );
         },
         Code::Protocol,
+        "has another digest than this copy",
+        DISK,
     ),
     (
         "a RECEIPT that tells of something unreadable, where nothing was",
@@ -238,6 +295,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(Header::new(Kind::Receipt, 0), &lie.encode());
         },
         Code::Protocol,
+        "other ranges than those that could not be read",
+        DISK,
     ),
     (
         "OPENED with the receipt of a degraded copy: this one is to be whole",
@@ -250,6 +309,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(Header::new(Kind::Opened, 0), &old.encode());
         },
         Code::TargetExists,
+        "DEGRADED: 4 bytes",
+        DISK,
     ),
     (
         "a RECEIPT with another size",
@@ -261,6 +322,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             );
         },
         Code::Protocol,
+        "is not for this volume",
+        DISK,
     ),
     (
         "a RECEIPT with more data than size",
@@ -273,6 +336,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(Header::new(Kind::Receipt, 0), &lie.encode());
         },
         Code::Protocol,
+        "is not for this volume",
+        DISK,
     ),
     (
         "a RECEIPT for another volume",
@@ -285,6 +350,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.send(Header::new(Kind::Receipt, 0), &lie.encode());
         },
         Code::Protocol,
+        "is not for this volume",
+        DISK,
     ),
     (
         "silence after the handshake: there is a deadline",
@@ -293,6 +360,8 @@ const FAULTS: &[(&str, Act, Code)] = &[
             p.hears_the_end();
         },
         Code::ConnectFailed,
+        "could not be reached within 2 s",
+        NOWHERE,
     ),
 ];
 
@@ -305,16 +374,26 @@ fn source() -> (TempDir, PathBuf) {
 }
 
 #[test]
-fn every_fault_ends_the_copy_with_a_reason() {
+fn every_fault_ends_the_copy_with_who_where_and_why() {
     let (_dir, path) = source();
-    for (what, act, code) in FAULTS {
-        let act = |mut peer: Peer, _: TcpListener| {
+    for (what, act, code, says, place) in FAULTS {
+        let address = Mutex::new(String::new());
+        let act = |mut peer: Peer, listener: TcpListener| {
+            *address.lock().unwrap() = listener.local_addr().unwrap().to_string();
             act(&mut peer);
             peer.hears_the_end();
         };
         let outcome = received_by(act, &path, Duration::from_secs(2));
         let error = outcome.expect_err(what);
         assert_eq!(error.code, *code, "{what}: {error}");
+        assert!(error.message.contains(says), "{what}: {error}");
+        let found = (error.volume.as_deref(), error.offset);
+        assert_eq!(found, *place, "{what}: {error}");
+        // Of what it has placed itself it is told what to do with that.
+        if error.code != Code::TargetExists {
+            let named = error.message.contains(address.lock().unwrap().as_str());
+            assert!(named, "{what}: who? {error}");
+        }
     }
 }
 
