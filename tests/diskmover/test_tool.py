@@ -20,8 +20,8 @@ from click.testing import CliRunner
 from cryptography import x509
 
 from controlplane.cli.units import RateType
-from diskmover import _core, show
 from diskmover import certs as authority
+from diskmover import show
 from diskmover.cli import main
 from diskmover.errors import MoverError
 from diskmover.model import EndedCopy, Progress
@@ -249,17 +249,6 @@ def test_wrong_usage_exits_with_2(
     result = CliRunner().invoke(main, filled + tls)
     assert result.exit_code == 2, result.output
     assert says in result.output
-
-
-def test_help_tells_a_newcomer_what_to_do() -> None:
-    for command in ([], ["serve"], ["push"], ["certs"], ["digest"]):
-        result = CliRunner().invoke(main, [*command, "--help"])
-        assert result.exit_code == 0
-    text = CliRunner().invoke(main, ["--help"]).output
-    assert "diskmover certs" in text
-    assert "diskmover serve --root" in text
-    assert "diskmover push" in text
-    assert "Exit codes" in text
 
 
 def test_certs_makes_an_authority_once_and_keys_that_nobody_else_reads(tmp_path: Path) -> None:
@@ -495,13 +484,3 @@ def test_serve_tells_of_a_copy_that_ends_just_before_it_does(
     serve = Serve(tmp_path / "in", certs.options("b"))
     pushed = tool.run("push", source, "--to", serve.address, "--json", *certs.options("a"))
     assert [line["receipt"] for line in serve.said_to_the_end()] == [pushed.receipt]
-
-
-def test_every_error_is_in_the_manual_with_its_exit_code() -> None:
-    manual = (Path(__file__).parents[2] / "docs" / "diskmover.md").read_text()
-    told = {
-        code: int(exit_code)
-        for codes, exit_code in re.findall(r"^\| ((?:`[A-Z_]+`(?:, )?)+) \| (\d) \|", manual, re.M)
-        for code in re.findall(r"[A-Z_]+", codes)
-    }
-    assert told == {name: 5 if retryable else 1 for name, retryable in _core.error_codes()}
