@@ -86,7 +86,7 @@ fn a_new_session_goes_on_where_the_last_one_was_cancelled() {
     let source = rig.source("disk", size, &[(0, &noise(2, size as usize))]);
     rig.open(&[("disk", size)]).unwrap();
     let mut job = rig.job(&[&source]);
-    job.limit = Some(20 << 20);
+    job.limit = Some(6 << 20); // two seconds to see it
     let push = Push::start(job).unwrap();
     eventually("half of it arrives", || {
         (rig.receiver.status(SESSION).unwrap().1.done >= size / 2).then_some(())
