@@ -123,27 +123,6 @@ fn connections_that_all_fail_at_once_end_the_copy() {
 }
 
 #[test]
-fn a_limit_holds_the_copy_up_until_it_is_lifted() {
-    let rig = Rig::new();
-    let size = 8 * CHUNK;
-    let source = rig.source("disk", size, &[(0, &noise(3, size as usize))]);
-    rig.open(&[("disk", size)]).unwrap();
-    let mut job = rig.job(&[&source]);
-    job.limit = Some(1);
-    let push = Push::start(job).unwrap();
-    eventually("the label says so", || {
-        (push.progress().limited_by == "throttle").then_some(())
-    });
-    assert!(push.progress().done <= CHUNK, "{:?}", push.progress());
-    assert_eq!(
-        push.set_limit(Some(0)).unwrap_err().code,
-        Code::InvalidArgument
-    );
-    push.set_limit(None).unwrap();
-    assert!(finish(&push).is_ok());
-}
-
-#[test]
 fn a_source_that_changes_its_size_meanwhile_is_never_published() {
     let rig = Rig::new();
     let size = 8 * CHUNK;
