@@ -213,6 +213,10 @@ def serve(
       diskmover serve --root /srv/copies --device backup=/dev/vg0/backup
       # files are read back, too
       diskmover serve --root /srv/copies --readback
+
+    \b
+    Exit codes: 0 it was told to end; 1 failed, 2 wrong usage, 5 try again: the address
+    is taken, or nobody reads its output.
     """  # noqa: D301
     ended = threading.Event()
 
@@ -412,8 +416,20 @@ def certs(directory: Path, names: tuple[str, ...]) -> None:
     """Make a CA in DIRECTORY (or use the one there) and a certificate for each NAME.
 
     Prints certificate, key and URI name of each. Keep ca.key to yourself: who has
-    it can become anybody.
-    """
+    it can become anybody. Certificates are valid for a year; the same command makes
+    new ones.
+
+    \b
+    Examples:
+      # an authority, and certificates for two hosts
+      diskmover certs pki one two
+      # a third host, later
+      diskmover certs pki three
+
+    \b
+    Exit codes: 0 all are made; 1 one cannot be made, and the message says why,
+    2 wrong usage.
+    """  # noqa: D301
     # The only command that needs it: loading it takes a third of the others' start.
     from diskmover import certs as authority
 
@@ -441,7 +457,22 @@ def certs(directory: Path, names: tuple[str, ...]) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="All that a receipt says of the content.")
 def digest(file: Path | None, nbd: NbdExport | None, as_json: bool) -> None:
-    """Print the root digest of FILE, as receipts give it, or of an NBD export."""
+    """Print the root digest of FILE, as receipts give it, or of an NBD export.
+
+    A copy that is whole has the digest of its source: compare the two at any time.
+
+    \b
+    Examples:
+      # what `push` has printed for it, as long as nobody writes to it
+      diskmover digest /var/lib/libvirt/images/web1.qcow2
+      # a disk as its guest sees it, with sizes, for programs
+      qemu-nbd --read-only --shared 8 --persistent --socket /run/db.sock db.qcow2
+      diskmover digest --nbd unix:/run/db.sock --json
+
+    \b
+    Exit codes: 0 done; 1 it cannot be read, 2 wrong usage, 5 try again, 130
+    interrupted. docs/diskmover.md lists the errors and what to do.
+    """  # noqa: D301
     source = file.resolve() if file else nbd
     if source is None or (file and nbd):
         raise click.UsageError("name either a file, or an export with --nbd")

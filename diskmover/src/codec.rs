@@ -28,6 +28,9 @@ pub enum CodecError {
 pub struct Encoder {
     context: CCtx<'static>,
     level: Option<i32>,
+    /// Chunks that it has tried as a whole.
+    #[cfg(test)]
+    tried: usize,
 }
 
 impl Encoder {
@@ -41,6 +44,8 @@ impl Encoder {
         Some(Encoder {
             context,
             level: None,
+            #[cfg(test)]
+            tried: 0,
         })
     }
 
@@ -53,6 +58,10 @@ impl Encoder {
         }
         if data.len() >= SAMPLED && !self.looks_compressible(data, out) {
             return None;
+        }
+        #[cfg(test)]
+        {
+            self.tried += 1;
         }
         let limit = worthwhile(data.len()).min(out.len());
         self.context.compress2(&mut out[..limit], data).ok()
@@ -147,6 +156,31 @@ mod tests {
         // One part that can be compressed is enough to try.
         noise[300_000..700_000].fill(7);
         assert!(encoder.compress(1, &noise, &mut out).is_some());
+    }
+
+    #[test]
+    fn only_what_looks_compressible_is_tried_as_a_whole() {
+        let chunk = 1 << 20;
+        let mut noise = vec![0; chunk];
+        blake3::Hasher::new().finalize_xof().fill(&mut noise);
+        let text = b"what repeats itself ".repeat(chunk / 20);
+        let half = |at: usize| {
+            let mut mixed = noise.clone();
+            mixed[at..at + chunk / 2].copy_from_slice(&text[..chunk / 2]);
+            mixed
+        };
+        let tries = |data: &[u8]| {
+            let mut encoder = Encoder::new().unwrap();
+            encoder.compress(9, data, &mut vec![0; chunk]);
+            encoder.tried
+        };
+        assert_eq!(tries(&noise), 0);
+        assert_eq!(tries(&noise[..SAMPLED]), 0);
+        assert_eq!(tries(&noise[..SAMPLED - 1]), 1, "too small to be sampled");
+        assert_eq!(tries(&text), 1);
+        for at in [0, chunk / 4, chunk / 2] {
+            assert_eq!(tries(&half(at)), 1, "text at {at}");
+        }
     }
 
     #[test]

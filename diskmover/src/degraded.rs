@@ -38,11 +38,13 @@ pub fn check_claim(volume: &Volume, claim: &Receipt) -> Result<()> {
 }
 
 /// Fails when a receipt does not say of this copy what could not be read.
-pub fn check_told(volume: &Volume, receipt: &Receipt) -> Result<()> {
+pub fn check_told(volume: &Volume, peer: &str, receipt: &Receipt) -> Result<()> {
     if receipt.unreadable == volume.unreadable() {
         return Ok(());
     }
-    let text = "the receiver's receipt tells other ranges than those that could not be read";
+    let text = format!(
+        "the receipt that {peer} sent tells other ranges than those that could not be read"
+    );
     Err(MoverError::new(Code::Protocol, text).in_volume(&volume.id))
 }
 

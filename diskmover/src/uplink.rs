@@ -138,22 +138,28 @@ fn open_and_run(shared: &Shared, link: &Link) -> Ended {
 }
 
 /// The receipt of a frame, if it is for this volume.
-fn read_receipt(volume: &Volume, header: &Header, payload: &[u8]) -> Result<Receipt, MoverError> {
+fn read_receipt(
+    volume: &Volume,
+    peer: &str,
+    header: &Header,
+    payload: &[u8],
+) -> Result<Receipt, MoverError> {
     let about = |receipt: &Receipt| {
         (&receipt.volume, receipt.size) == (&volume.id, volume.size())
             && receipt.mode == volume.source.mode()
             && receipt.data <= receipt.size
     };
     let receipt = Receipt::decode(payload).filter(about).ok_or_else(|| {
-        let text = "the receiver's receipt is not for this volume";
+        let text = format!("the receipt that {peer} sent is not for this volume");
         MoverError::new(Code::Protocol, text).in_volume(&volume.id)
     })?;
     Ok(receipt.with_allocated_word(header.logical_len))
 }
 
 /// The receiver's error.
-fn told(payload: &[u8]) -> MoverError {
-    let unreadable = || MoverError::new(Code::Protocol, "the receiver sent an unreadable error");
+fn told(peer: &str, payload: &[u8]) -> MoverError {
+    let text = || format!("{peer} sent an unreadable error");
+    let unreadable = || MoverError::new(Code::Protocol, text());
     messages::decode_error(payload).unwrap_or_else(unreadable)
 }
 

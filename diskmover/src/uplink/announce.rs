@@ -50,17 +50,18 @@ pub(super) fn open_volumes(shared: &Shared, link: &Link) -> Ended {
                         .map_err(broken)?;
                 }
                 Kind::Ping | Kind::Receipt => {}
-                Kind::Error => return Err(End::Fatal(told(&payload))),
-                Kind::State if ours => adopt(shared, index, &payload)?,
+                Kind::Error => return Err(End::Fatal(told(&link.peer, &payload))),
+                Kind::State if ours => adopt(shared, &link.peer, index, &payload)?,
                 Kind::Opened if ours => {
                     shared.answers.fetch_add(1, Ordering::Relaxed);
                     if !payload.is_empty() {
-                        claim_receipt(shared, &answer, &payload)?;
+                        claim_receipt(shared, &link.peer, &answer, &payload)?;
                     } else if answer.offset <= volume.size() {
                         lock(&volume.ledger).set_data_bytes(answer.offset);
                         volume.base.set(answer.logical_len);
                     } else {
-                        let text = "the receiver says that it has more data than there is";
+                        let text =
+                            format!("{} says that it has more data than there is", link.peer);
                         let error = MoverError::new(Code::Protocol, text);
                         return Err(End::Fatal(error.in_volume(&volume.id)));
                     }
@@ -73,7 +74,7 @@ pub(super) fn open_volumes(shared: &Shared, link: &Link) -> Ended {
     Ok(())
 }
 
-fn adopt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
+fn adopt(shared: &Shared, peer: &str, index: usize, payload: &[u8]) -> Result<()> {
     let mut ledger = lock(&shared.volumes[index].ledger);
     let mut rest = payload;
     while !rest.is_empty() {
@@ -86,7 +87,7 @@ fn adopt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
             continue;
         }
         if entry.and_then(|entry| entry.apply(&mut ledger)).is_none() {
-            let text = "the receiver says that it has what this volume cannot have";
+            let text = format!("{peer} says that it has what this volume cannot have");
             return Err(MoverError::new(Code::Protocol, text).in_volume(&shared.volumes[index].id));
         }
     }
@@ -95,14 +96,14 @@ fn adopt(shared: &Shared, index: usize, payload: &[u8]) -> Result<()> {
 
 /// Keeps the receipt of a volume that was published before; whether it is for
 /// what the source holds now is checked before the copy ends.
-fn claim_receipt(shared: &Shared, header: &Header, payload: &[u8]) -> Result<()> {
+fn claim_receipt(shared: &Shared, peer: &str, header: &Header, payload: &[u8]) -> Result<()> {
     let volume = &shared.volumes[usize::from(header.volume)];
     let is_resized =
         |receipt: Receipt| receipt.volume == volume.id && receipt.size != volume.size();
     if Receipt::decode(payload).is_some_and(is_resized) {
         return Err(volume.placed_otherwise());
     }
-    let receipt = read_receipt(volume, header, payload)?;
+    let receipt = read_receipt(volume, peer, header, payload)?;
     degraded::check_claim(volume, &receipt)?;
     *lock(&volume.receipt) = Some(receipt);
     Ok(())

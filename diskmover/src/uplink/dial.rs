@@ -98,7 +98,7 @@ pub(super) fn connect(shared: &Shared, index: usize) -> Ended<Arc<Link>> {
             Err(End::Fatal(MoverError::new(Code::InvalidArgument, text)))
         }
         Kind::Error => {
-            let error = told(&payload);
+            let error = told(to, &payload);
             let others = !lock(&shared.standing).links().is_empty();
             let wait = error.code == Code::LimitExceeded && others;
             Err(if wait { End::Broken } else { End::Fatal(error) })

@@ -32,7 +32,7 @@ pub(super) fn hear(shared: &Shared, link: &Link, in_flight: &InFlight<'_>) -> En
             Kind::Ack => {
                 let known = in_flight.answer(&header);
                 let Some(sent) = known.filter(|sent| sent.logical_len == header.logical_len) else {
-                    return Err(End::Fatal(unexpected(&link.peer, &header)));
+                    return Err(End::Fatal(unasked(shared, &link.peer, &header)));
                 };
                 let slow = header.codec & ACK_TARGET_SLOW != 0;
                 shared.target_slow.note(slow);
@@ -51,30 +51,39 @@ pub(super) fn hear(shared: &Shared, link: &Link, in_flight: &InFlight<'_>) -> En
             Kind::Want => {
                 let known = in_flight.answer(&header);
                 let taken = known.and_then(|sent| wants::take(shared, &sent, &payload));
-                taken.unwrap_or_else(|| Err(unexpected(&link.peer, &header)))?;
+                taken.unwrap_or_else(|| Err(unasked(shared, &link.peer, &header)))?;
             }
             Kind::Receipt if index < shared.volumes.len() => {
-                keep_receipt(shared, &header, &payload)?;
+                keep_receipt(shared, &link.peer, &header, &payload)?;
             }
-            Kind::Error => return Err(End::Fatal(told(&payload))),
+            Kind::Error => return Err(End::Fatal(told(&link.peer, &payload))),
             _ => return Err(End::Fatal(unexpected(&link.peer, &header))),
         }
     }
 }
 
+/// An answer to what this connection has not sent, or not so.
+fn unasked(shared: &Shared, peer: &str, header: &Header) -> MoverError {
+    let error = unexpected(peer, header);
+    match shared.volumes.get(usize::from(header.volume)) {
+        Some(volume) => error.in_volume(&volume.id).at(header.offset),
+        None => error,
+    }
+}
+
 /// Checks a receipt against what was sent, and keeps it.
-fn keep_receipt(shared: &Shared, header: &Header, payload: &[u8]) -> Result<()> {
+fn keep_receipt(shared: &Shared, peer: &str, header: &Header, payload: &[u8]) -> Result<()> {
     let volume = &shared.volumes[usize::from(header.volume)];
-    let receipt = read_receipt(volume, header, payload)?;
+    let receipt = read_receipt(volume, peer, header, payload)?;
     if lock(&volume.receipt).as_ref() == Some(&receipt) {
         return Ok(()); // told again
     }
     let own = lock(&volume.ledger).root();
     if own != Some(receipt.root) {
-        let text = "the receiver's receipt has another digest than this copy";
+        let text = format!("the receipt that {peer} sent has another digest than this copy");
         return Err(MoverError::new(Code::Protocol, text).in_volume(&volume.id));
     }
-    degraded::check_told(volume, &receipt)?;
+    degraded::check_told(volume, peer, &receipt)?;
     *lock(&volume.receipt) = Some(receipt);
     shared.bell.ring();
     Ok(())

@@ -86,7 +86,7 @@ fn a_new_session_goes_on_where_the_last_one_was_cancelled() {
     let source = rig.source("disk", size, &[(0, &noise(2, size as usize))]);
     rig.open(&[("disk", size)]).unwrap();
     let mut job = rig.job(&[&source]);
-    job.limit = Some(20 << 20);
+    job.limit = Some(6 << 20); // two seconds to see it
     let push = Push::start(job).unwrap();
     eventually("half of it arrives", || {
         (rig.receiver.status(SESSION).unwrap().1.done >= size / 2).then_some(())
@@ -120,27 +120,6 @@ fn connections_that_all_fail_at_once_end_the_copy() {
         assert_eq!(finish(&push).unwrap_err().code, Code::PeerIdentity);
         drop(push); // joins all threads
     }
-}
-
-#[test]
-fn a_limit_holds_the_copy_up_until_it_is_lifted() {
-    let rig = Rig::new();
-    let size = 8 * CHUNK;
-    let source = rig.source("disk", size, &[(0, &noise(3, size as usize))]);
-    rig.open(&[("disk", size)]).unwrap();
-    let mut job = rig.job(&[&source]);
-    job.limit = Some(1);
-    let push = Push::start(job).unwrap();
-    eventually("the label says so", || {
-        (push.progress().limited_by == "throttle").then_some(())
-    });
-    assert!(push.progress().done <= CHUNK, "{:?}", push.progress());
-    assert_eq!(
-        push.set_limit(Some(0)).unwrap_err().code,
-        Code::InvalidArgument
-    );
-    push.set_limit(None).unwrap();
-    assert!(finish(&push).is_ok());
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod devices;
 mod hostile_nbd;
 mod hostile_receiver;
 mod hostile_sender;
+mod limit;
 mod memory;
 mod passes;
 mod peer;
