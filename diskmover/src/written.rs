@@ -11,6 +11,7 @@
 //! another host. That is why nothing is ever gone on from by the count alone.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -37,52 +38,72 @@ impl Written {
     }
 }
 
-/// The count, with all that is in the page cache; None when there is none.
+/// The count, with all that is in the page cache; None when the device has none.
 ///
 /// Some drivers count a write when they take it. So one that is under way is waited
 /// for: it could land after the count that has it. A device that is written all the
 /// time never comes to rest, and is seen to change anyway.
-pub fn of(device: &File) -> Option<Written> {
-    rustix::fs::fsync(device).ok()?;
+///
+/// Fails when it cannot be flushed, or the count cannot be read: then nobody knows.
+pub fn of(device: &File) -> io::Result<Option<Written>> {
+    rustix::fs::fsync(device)?;
     for _ in 0..SETTLE_TRIES {
-        if under_way(device).is_none_or(|writes| writes == 0) {
+        if under_way(device)? == 0 {
             break;
         }
         std::thread::sleep(SETTLE);
     }
-    let fields = numbers(device, "stat")?;
-    Some(Written {
-        written: *fields.get(6)?,
+    let Some(fields) = numbers(device, "stat")? else {
+        return Ok(None);
+    };
+    let field = |at: usize| fields.get(at).copied();
+    Ok(field(6).map(|written| Written {
+        written,
         // Kernels that have no such field count them as written.
-        discarded: fields.get(13).copied().unwrap_or(0),
-    })
+        discarded: field(13).unwrap_or(0),
+    }))
 }
 
 /// Whether this device is counted at all: a read is, as a write would be. `direct`
 /// is the device with O_DIRECT. Some drivers never count, and some when told to.
-pub fn is_counted(direct: &File) -> bool {
+///
+/// Fails when what was read was not counted, and not read either.
+pub fn is_counted(direct: &File) -> io::Result<bool> {
     let block = alignment::of(direct).unwrap_or(ALIGN);
     let Some(mut block) = AlignedBuf::new(block) else {
-        return true;
+        return Err(io::ErrorKind::OutOfMemory.into());
     };
-    let reads = || numbers(direct, "stat").and_then(|fields| fields.get(2).copied());
-    let before = reads();
-    match direct.read_at(&mut block, 0) {
-        Ok(0) => true,
-        _ => before.is_some() && reads() != before,
+    let reads = || -> io::Result<Option<u64>> {
+        Ok(numbers(direct, "stat")?.and_then(|fields| fields.get(2).copied()))
+    };
+    let Some(before) = reads()? else {
+        return Ok(false);
+    };
+    let read = direct.read_at(&mut block, 0);
+    // What fails on its medium is counted too.
+    if reads()? != Some(before) {
+        return Ok(true);
     }
+    read.map(|count| count == 0)
 }
 
 /// Writes that the device has not completed.
-fn under_way(device: &File) -> Option<u64> {
-    numbers(device, "inflight")?.get(1).copied()
+fn under_way(device: &File) -> io::Result<u64> {
+    let numbers = numbers(device, "inflight")?;
+    Ok(numbers.and_then(|both| both.get(1).copied()).unwrap_or(0))
 }
 
-fn numbers(device: &File, file: &str) -> Option<Vec<u64>> {
-    let number = fstat(device).ok()?.st_rdev;
+/// What the kernel tells of a device in one of its files; None when it has no such.
+fn numbers(device: &File, file: &str) -> io::Result<Option<Vec<u64>>> {
+    let number = fstat(device)?.st_rdev;
     let path = format!("/sys/dev/block/{}:{}/{file}", major(number), minor(number));
-    let text = std::fs::read_to_string(path).ok()?;
-    text.split_whitespace().map(|n| n.parse().ok()).collect()
+    let text = match std::fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text?,
+    };
+    let numbers = text.split_whitespace().map(str::parse);
+    let numbers: Result<_, _> = numbers.collect();
+    numbers.map(Some).map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -92,6 +113,7 @@ mod tests {
     #[test]
     fn what_is_no_device_has_no_count() {
         let file = tempfile::tempfile().unwrap();
-        assert_eq!(of(&file), None);
+        assert_eq!(of(&file).unwrap(), None);
+        assert!(!is_counted(&file).unwrap());
     }
 }

@@ -89,8 +89,13 @@ struct Mount {
 
 impl Mount {
     fn new(device: &Path, point: PathBuf) -> Mount {
+        Mount::of(&[device.to_str().unwrap()], point)
+    }
+
+    /// Of what these arguments of `mount` say.
+    fn of(what: &[&str], point: PathBuf) -> Mount {
         std::fs::create_dir(&point).unwrap();
-        let mounted = Command::new("mount").arg(device).arg(&point).status();
+        let mounted = Command::new("mount").args(what).arg(&point).status();
         assert!(mounted.unwrap().success());
         Mount { point }
     }
@@ -283,6 +288,66 @@ fn only_what_is_written_after_the_opening_makes_a_device_another_one() {
     assert_eq!(error.code, Code::SourceChanged, "{error}");
     opened.renew().unwrap();
     opened.check_unchanged().unwrap();
+}
+
+/// Keeps the kernel from counting what a device does.
+struct Uncounted(String);
+
+impl Uncounted {
+    fn new(device: &Loop) -> Uncounted {
+        let switch = format!("/sys/block/{}/queue/iostats", device.name());
+        std::fs::write(&switch, "0").unwrap();
+        Uncounted(switch)
+    }
+}
+
+impl Drop for Uncounted {
+    fn drop(&mut self) {
+        let _ = std::fs::write(&self.0, "1");
+    }
+}
+
+#[test]
+fn a_device_that_is_not_counted_any_more_is_no_source_that_did_not_change() {
+    let rig = Rig::new();
+    let source = loops(&rig, 4 * CHUNK, 512);
+    let opened = FileSource::open(&source.path).unwrap();
+    let uncounted = Uncounted::new(&source);
+    source.write(b"unseen", CHUNK);
+    for looked in [opened.check_unchanged(), opened.renew()] {
+        let error = looked.unwrap_err();
+        assert_eq!(error.code, Code::SourceIo, "{error}");
+        assert!(error.message.contains("iostats"), "{error}");
+    }
+    drop(uncounted);
+    source.write(b"seen", CHUNK);
+    let error = opened.check_unchanged().unwrap_err();
+    assert_eq!(error.code, Code::SourceChanged, "{error}");
+}
+
+#[test]
+fn a_device_that_was_never_counted_is_copied_with_a_note() {
+    let rig = Rig::new();
+    let source = loops(&rig, 4 * CHUNK, 512);
+    let _uncounted = Uncounted::new(&source);
+    let opened = FileSource::open(&source.path).unwrap();
+    opened.check_unchanged().unwrap();
+    opened.renew().unwrap();
+}
+
+#[test]
+fn a_device_that_cannot_be_flushed_cannot_be_watched_and_is_refused() {
+    let rig = Rig::new();
+    // Room for some of it: the rest can be written to the page cache alone.
+    let full = Mount::of(
+        &["-t", "tmpfs", "-o", "size=1m", "none"],
+        rig.root().join("full"),
+    );
+    let source = Loop::new(full.point.join("backing"), 8 * CHUNK, 512);
+    let file = File::options().write(true).open(&source.path).unwrap();
+    file.write_all_at(&noise(12, 4 << 20), 0).unwrap();
+    let error = FileSource::open(&source.path).err().expect("it is taken");
+    assert_eq!(error.code, Code::SourceIo, "{error}");
 }
 
 #[test]
