@@ -24,40 +24,77 @@ use crate::sys::{ALIGN, AlignedBuf};
 const SETTLE_TRIES: usize = 5;
 const SETTLE: Duration = Duration::from_millis(20);
 
-/// Sectors of 512 bytes, since the device appeared.
+/// What one look at a device found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
+    count: Count,
+    /// Nothing was under way, and nothing was counted for a while.
+    at_rest: bool,
+}
+
+/// Sectors of 512 bytes, since the device appeared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Count {
     written: u64,
     discarded: u64,
 }
 
 impl Written {
-    /// Both as one number, which never becomes less.
+    /// All sectors as one number, which never becomes less.
     pub fn sum(self) -> u64 {
-        self.written.wrapping_add(self.discarded)
+        self.count.written.wrapping_add(self.count.discarded)
+    }
+
+    /// Whether nothing was written between the two looks. A device that was not at
+    /// rest is like nothing: what was under way may have landed at any time since.
+    pub fn is_like(self, other: Written) -> bool {
+        self.at_rest && self == other
     }
 }
 
 /// The count, with all that is in the page cache; None when the device has none.
 ///
-/// Some drivers count a write when they take it. So one that is under way is waited
-/// for: it could land after the count that has it. A device that is written all the
-/// time never comes to rest, and is seen to change anyway.
+/// Some drivers count a write when they take it, others when it is done. So one that
+/// is under way is waited for, a while, and then until nothing more is counted.
 ///
-/// Fails when it cannot be flushed, or the count cannot be read: then nobody knows.
+/// Fails when the device cannot be flushed, or the count cannot be read: then nobody
+/// knows.
 pub fn of(device: &File) -> io::Result<Option<Written>> {
     rustix::fs::fsync(device)?;
+    settled(|| {
+        // In this order: what is done in between is counted.
+        let under_way = under_way(device)?;
+        Ok(count(device)?.map(|count| (count, under_way)))
+    })
+}
+
+/// Looks until two looks in a row find the same count, and nothing under way at the
+/// second one; no more than `SETTLE_TRIES` times after the first.
+fn settled(look: impl Fn() -> io::Result<Option<(Count, u64)>>) -> io::Result<Option<Written>> {
+    let Some((mut count, _)) = look()? else {
+        return Ok(None);
+    };
     for _ in 0..SETTLE_TRIES {
-        if under_way(device)? == 0 {
-            break;
-        }
         std::thread::sleep(SETTLE);
+        let Some((now, under_way)) = look()? else {
+            return Ok(None);
+        };
+        if now == count && under_way == 0 {
+            let at_rest = true;
+            return Ok(Some(Written { count, at_rest }));
+        }
+        count = now;
     }
+    let at_rest = false;
+    Ok(Some(Written { count, at_rest }))
+}
+
+fn count(device: &File) -> io::Result<Option<Count>> {
     let Some(fields) = numbers(device, "stat")? else {
         return Ok(None);
     };
     let field = |at: usize| fields.get(at).copied();
-    Ok(field(6).map(|written| Written {
+    Ok(field(6).map(|written| Count {
         written,
         // Kernels that have no such field count them as written.
         discarded: field(13).unwrap_or(0),
@@ -108,6 +145,8 @@ fn numbers(device: &File, file: &str) -> io::Result<Option<Vec<u64>>> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     #[test]
@@ -115,5 +154,38 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         assert_eq!(of(&file).unwrap(), None);
         assert!(!is_counted(&file).unwrap());
+    }
+
+    /// What is seen of a device of which this was counted and under way, look by look.
+    /// The last one stays.
+    fn seen(looks: &[(u64, u64)]) -> Written {
+        let number = Cell::new(0);
+        let look = || {
+            let (written, under_way) = looks[number.get().min(looks.len() - 1)];
+            number.set(number.get() + 1);
+            let discarded = 0;
+            Ok(Some((Count { written, discarded }, under_way)))
+        };
+        settled(look).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_device_is_like_itself_only_if_both_looks_found_it_at_rest() {
+        let rest = seen(&[(8, 0)]);
+        assert!(rest.is_like(rest));
+        // What is under way at first is waited for, in whichever order it is counted.
+        for looks in [[(0, 1), (8, 0)], [(8, 1), (8, 0)], [(0, 0), (8, 0)]] {
+            assert!(rest.is_like(seen(&looks)), "{looks:?}");
+        }
+        assert!(!rest.is_like(seen(&[(16, 0)])));
+        let slow = seen(&[(8, 1)]);
+        assert!(!rest.is_like(slow) && !slow.is_like(rest) && !slow.is_like(slow));
+    }
+
+    #[test]
+    fn a_device_that_counts_on_all_the_time_is_like_nothing() {
+        let looks: Vec<_> = (0..100).map(|written| (written, 0)).collect();
+        let busy = seen(&looks);
+        assert!(!busy.is_like(busy));
     }
 }

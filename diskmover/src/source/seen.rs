@@ -29,7 +29,11 @@ pub struct Look<'a> {
 impl Seen {
     /// Whether nothing has happened between the two that would be seen in them.
     pub fn is_like(&self, other: &Seen) -> bool {
-        self.identity.is_like(&other.identity) && self.written == other.written
+        let is_unwritten = match (self.written, other.written) {
+            (Some(written), Some(other)) => written.is_like(other),
+            (before, after) => before == after,
+        };
+        is_unwritten && self.identity.is_like(&other.identity)
     }
 }
 
