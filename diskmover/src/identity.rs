@@ -4,7 +4,8 @@ use std::fs::File;
 use std::io;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{AtFlags, SeekFrom, StatxFlags, StatxTimestamp};
+use rustix::io::Errno;
 
 /// The time of a write that nobody sees.
 const UNSEEN: i64 = i64::MIN;
@@ -67,23 +68,37 @@ fn now_ns() -> i64 {
     since.map_or(0, |since| since.as_nanos() as i64)
 }
 
-/// The identity as it is now.
+/// The identity as it is now, also where other hosts write: what is remembered here of a
+/// file of NFS, SMB or FUSE is not asked.
 pub fn of(file: &File, is_block: bool) -> io::Result<Identity> {
-    let stat = rustix::fs::fstat(file)?;
     if is_block {
-        let size = rustix::fs::seek(file, SeekFrom::End(0))?;
         return Ok(Identity {
-            size,
+            size: rustix::fs::seek(file, SeekFrom::End(0))?,
             mtime_ns: UNSEEN,
             ctime_ns: now_ns(),
-            inode: stat.st_rdev,
+            inode: rustix::fs::fstat(file)?.st_rdev,
         });
     }
     let ns = |seconds: i64, ns: u64| seconds.wrapping_mul(1_000_000_000).wrapping_add(ns as i64);
-    Ok(Identity {
-        size: stat.st_size as u64,
-        mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec as u64),
-        ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec as u64),
-        inode: stat.st_ino,
-    })
+    let at = |time: StatxTimestamp| ns(time.tv_sec, time.tv_nsec.into());
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    match rustix::fs::statx(file, "", flags, StatxFlags::BASIC_STATS) {
+        Ok(stat) => Ok(Identity {
+            size: stat.stx_size,
+            mtime_ns: at(stat.stx_mtime),
+            ctime_ns: at(stat.stx_ctime),
+            inode: stat.stx_ino,
+        }),
+        // Not there, or kept from this process.
+        Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => {
+            let stat = rustix::fs::fstat(file)?;
+            Ok(Identity {
+                size: stat.st_size as u64,
+                mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec as u64),
+                ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec as u64),
+                inode: stat.st_ino,
+            })
+        }
+        Err(error) => Err(error.into()),
+    }
 }

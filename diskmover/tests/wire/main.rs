@@ -21,6 +21,7 @@ mod pki;
 mod proof;
 mod receipts;
 mod relay;
+mod remote;
 mod revisions;
 mod rig;
 #[allow(dead_code)]
