@@ -49,18 +49,27 @@ impl Identity {
 }
 
 /// The identity, once a write after it would change it: times move in steps, and
-/// a write in the step of the last one would go unseen. A file that is written all
-/// the time never comes to rest, and is seen to change anyway.
+/// a write in the step of the last one would go unseen. So would what a program stores
+/// in a page that it has mapped and that is dirty already: so all is written back in
+/// between two looks that are alike. A file that is written all the time never comes to
+/// rest, and is seen to change anyway.
 pub fn settled(file: &File, is_block: bool) -> io::Result<Identity> {
+    let mut before = of(file, is_block)?;
+    if is_block {
+        return Ok(before);
+    }
     for _ in 0..SETTLE_TRIES {
-        let identity = of(file, is_block)?;
-        let step = identity.ctime_ns..identity.ctime_ns.saturating_add(STEP_NS);
-        if is_block || !step.contains(&now_ns()) {
-            return Ok(identity);
+        // Where that fails, reads tell what is there.
+        let _ = rustix::fs::fdatasync(file);
+        let now = of(file, is_block)?;
+        let step = now.ctime_ns..now.ctime_ns.saturating_add(STEP_NS);
+        if now == before && !step.contains(&now_ns()) {
+            break;
         }
+        before = now;
         std::thread::sleep(Duration::from_nanos(STEP_NS as u64));
     }
-    of(file, is_block)
+    Ok(before)
 }
 
 fn now_ns() -> i64 {

@@ -1,7 +1,10 @@
 //! Sources that change: another pass over what was placed, never a mix.
 
+use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use diskmover::base::PIECE;
@@ -9,13 +12,14 @@ use diskmover::digest::CHUNK;
 use diskmover::error::Code;
 use diskmover::local;
 use diskmover::push::Push;
+use diskmover::source::{FileSource, Source};
 
 use crate::rig::{Rig, SESSION, TAG, eventually, finish, noise, run};
 
 const SIZE: u64 = 24 * CHUNK + 77;
 
 fn write(path: &Path, data: &[u8], offset: u64) {
-    let file = std::fs::File::options().write(true).open(path).unwrap();
+    let file = File::options().write(true).open(path).unwrap();
     file.write_all_at(data, offset).unwrap();
 }
 
@@ -107,4 +111,63 @@ fn a_source_that_is_written_all_the_time_is_refused_in_the_end() {
     let error = ended.unwrap_err();
     assert_eq!(error.code, Code::SourceChanged, "{error}");
     assert!(!rig.root().join("disk").exists(), "a mix was published");
+}
+
+/// A program that has a file mapped and stores to it.
+struct Mapped {
+    path: PathBuf,
+    program: Child,
+}
+
+impl Mapped {
+    fn new(path: &Path) -> Mapped {
+        let mut program = Command::new("xfs_io");
+        program
+            .arg(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null());
+        let mut program = program.spawn().unwrap();
+        let commands = program.stdin.as_mut().unwrap();
+        commands.write_all(b"mmap -rw 0 4096\n").unwrap();
+        Mapped {
+            path: path.to_owned(),
+            program,
+        }
+    }
+
+    fn store(&mut self, byte: u8) {
+        let commands = self.program.stdin.as_mut().unwrap();
+        writeln!(commands, "mwrite -S {byte} 0 4096").unwrap();
+        let file = File::open(&self.path).unwrap();
+        eventually("it is stored", || {
+            let mut first = [0];
+            file.read_exact_at(&mut first, 0).unwrap();
+            (first == [byte]).then_some(())
+        });
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        // It ends with its input.
+        drop(self.program.stdin.take());
+        let _ = self.program.wait();
+    }
+}
+
+#[test]
+fn what_is_stored_in_memory_that_was_dirty_before_is_noticed() {
+    let rig = Rig::new();
+    let source = rig.source("disk", CHUNK, &[(0, &noise(4, CHUNK as usize))]);
+    let mut mapped = Mapped::new(&source);
+    mapped.store(1);
+    let opened = FileSource::open(&source).unwrap();
+    opened.check_unchanged().unwrap();
+    for byte in [2, 3] {
+        mapped.store(byte);
+        let error = opened.check_unchanged().unwrap_err();
+        assert_eq!(error.code, Code::SourceChanged, "{error}");
+        opened.renew().unwrap();
+        opened.check_unchanged().unwrap();
+    }
 }
