@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, SeekFrom, StatxFlags, StatxTimestamp};
@@ -59,8 +60,7 @@ pub fn settled(file: &File, is_block: bool) -> io::Result<Identity> {
         return Ok(before);
     }
     for _ in 0..SETTLE_TRIES {
-        // Where that fails, reads tell what is there.
-        let _ = rustix::fs::fdatasync(file);
+        rest(file, before.size);
         let now = of(file, is_block)?;
         let step = now.ctime_ns..now.ctime_ns.saturating_add(STEP_NS);
         if now == before && !step.contains(&now_ns()) {
@@ -70,6 +70,18 @@ pub fn settled(file: &File, is_block: bool) -> io::Result<Identity> {
         std::thread::sleep(Duration::from_nanos(STEP_NS as u64));
     }
     Ok(before)
+}
+
+/// Lets a file come to rest, as well as its file system takes part: where that fails,
+/// reads tell what is there.
+///
+/// Of a write the times tell when it begins; the call can last for seconds. File systems
+/// that take the same lock for it wait for its end, ext4 and btrfs when they are asked
+/// for data, xfs when there is a read, here of nothing.
+fn rest(file: &File, size: u64) {
+    let _ = rustix::fs::seek(file, SeekFrom::Data(0));
+    let _ = file.read_at(&mut [0], size);
+    let _ = rustix::fs::fdatasync(file);
 }
 
 fn now_ns() -> i64 {

@@ -171,3 +171,31 @@ fn what_is_stored_in_memory_that_was_dirty_before_is_noticed() {
         opened.check_unchanged().unwrap();
     }
 }
+
+#[test]
+fn a_write_that_has_begun_is_waited_for_at_the_opening() {
+    let rig = Rig::new();
+    // One call, which takes longer than an opening; of all that it writes the times tell
+    // when it begins.
+    let size = 256 * CHUNK;
+    let source = rig.source("disk", size, &[]);
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .open(&source)
+        .unwrap();
+    let byte = |at| {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        byte[0]
+    };
+    let data = vec![1; size as usize];
+    std::thread::scope(|scope| {
+        scope.spawn(|| file.write_all_at(&data, 0).unwrap());
+        while byte(0) == 0 {
+            std::thread::yield_now();
+        }
+        FileSource::open(&source).unwrap();
+        assert_eq!(byte(size - 1), 1, "its end is written afterwards");
+    });
+}
