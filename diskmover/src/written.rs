@@ -8,11 +8,13 @@
 //!
 //! Not counted here is what reaches the same sectors under another name: of the disk
 //! that a partition lies on, of the file or disk beneath, by SCSI passthrough, or by
-//! another host. That is why nothing is ever gone on from by the count alone.
+//! another host; and, at some levels, what md is told to discard. That is why nothing
+//! is ever gone on from by the count alone.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::{fstat, major, minor};
@@ -124,6 +126,16 @@ pub fn is_counted(direct: &File) -> io::Result<bool> {
     read.map(|count| count == 0)
 }
 
+/// Whether some of what is discarded may not be counted: at some of its levels md hands
+/// it on before it counts. Also of a partition of such a device.
+pub fn misses_discards(device: &File) -> bool {
+    is_md(&told(device, "").unwrap_or_default())
+}
+
+fn is_md(device: &Path) -> bool {
+    ["md", "../md"].iter().any(|md| device.join(md).is_dir())
+}
+
 /// Writes that the device has not completed.
 fn under_way(device: &File) -> io::Result<u64> {
     let numbers = numbers(device, "inflight")?;
@@ -132,15 +144,20 @@ fn under_way(device: &File) -> io::Result<u64> {
 
 /// What the kernel tells of a device in one of its files; None when it has no such.
 fn numbers(device: &File, file: &str) -> io::Result<Option<Vec<u64>>> {
-    let number = fstat(device)?.st_rdev;
-    let path = format!("/sys/dev/block/{}:{}/{file}", major(number), minor(number));
-    let text = match std::fs::read_to_string(path) {
+    let text = match std::fs::read_to_string(told(device, file)?) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         text => text?,
     };
     let numbers = text.split_whitespace().map(str::parse);
     let numbers: Result<_, _> = numbers.collect();
     numbers.map(Some).map_err(io::Error::other)
+}
+
+/// Where the kernel tells of a device.
+fn told(device: &File, file: &str) -> io::Result<PathBuf> {
+    let number = fstat(device)?.st_rdev;
+    let (major, minor) = (major(number), minor(number));
+    Ok(format!("/sys/dev/block/{major}:{minor}/{file}").into())
 }
 
 #[cfg(test)]
@@ -154,6 +171,19 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         assert_eq!(of(&file).unwrap(), None);
         assert!(!is_counted(&file).unwrap());
+    }
+
+    #[test]
+    fn md_devices_and_their_partitions_are_known_by_what_sysfs_has() {
+        let sys = tempfile::tempdir().unwrap();
+        let [raid, disk] = ["md0", "sda"].map(|name| sys.path().join(name));
+        std::fs::create_dir_all(raid.join("md")).unwrap();
+        let parts = [raid.join("md0p1"), disk.join("sda1")];
+        parts
+            .iter()
+            .for_each(|p| std::fs::create_dir_all(p).unwrap());
+        assert!(is_md(&raid) && is_md(&parts[0]));
+        assert!(!is_md(&disk) && !is_md(&parts[1]));
     }
 
     /// What is seen of a device of which this was counted and under way, look by look.

@@ -39,12 +39,18 @@ impl Seen {
 
 impl Look<'_> {
     /// The first look, of which the identity is known. Leaves a note about a device
-    /// that is not counted.
+    /// that is not counted, or not in all.
     pub fn first(self, identity: Identity) -> Result<Seen> {
         let written = match self.is_block {
             true => self.count()?,
             false => None,
         };
+        if written.is_some() && written::misses_discards(self.file) {
+            note::leave(format!(
+                "{} is an md device, of which the kernel does not count all discards, so one during the copy can go unnoticed; make sure that nobody trims it",
+                self.shown
+            ));
+        }
         if self.is_block && written.is_none() {
             note::leave(format!(
                 "the kernel does not count what is written to {}, so a write during the copy goes unnoticed; make sure that nobody writes to it",
