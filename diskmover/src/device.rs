@@ -178,7 +178,8 @@ fn flat(name: &str) -> String {
 
 /// What changes when it is written to; None when that is not counted.
 fn stamp(device: &File) -> Option<Stamp> {
-    written::of(device).map(|count| count.sum())
+    let count = written::of(device).ok().flatten();
+    count.map(|count| count.sum())
 }
 
 /// Which device this is, for as long as the machine runs.

@@ -20,6 +20,7 @@ use rustix::io::Errno;
 use crate::digest;
 use crate::pool::lock;
 
+mod looked;
 mod lost;
 mod proven;
 mod sampled;

@@ -2,9 +2,11 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::SeekFrom;
+use rustix::fs::{AtFlags, SeekFrom, StatxFlags, StatxTimestamp};
+use rustix::io::Errno;
 
 /// The time of a write that nobody sees.
 const UNSEEN: i64 = i64::MIN;
@@ -48,18 +50,38 @@ impl Identity {
 }
 
 /// The identity, once a write after it would change it: times move in steps, and
-/// a write in the step of the last one would go unseen. A file that is written all
-/// the time never comes to rest, and is seen to change anyway.
+/// a write in the step of the last one would go unseen. So would what a program stores
+/// in a page that it has mapped and that is dirty already: so all is written back in
+/// between two looks that are alike. A file that is written all the time never comes to
+/// rest, and is seen to change anyway.
 pub fn settled(file: &File, is_block: bool) -> io::Result<Identity> {
+    let mut before = of(file, is_block)?;
+    if is_block {
+        return Ok(before);
+    }
     for _ in 0..SETTLE_TRIES {
-        let identity = of(file, is_block)?;
-        let step = identity.ctime_ns..identity.ctime_ns.saturating_add(STEP_NS);
-        if is_block || !step.contains(&now_ns()) {
-            return Ok(identity);
+        rest(file, before.size);
+        let now = of(file, is_block)?;
+        let step = now.ctime_ns..now.ctime_ns.saturating_add(STEP_NS);
+        if now == before && !step.contains(&now_ns()) {
+            break;
         }
+        before = now;
         std::thread::sleep(Duration::from_nanos(STEP_NS as u64));
     }
-    of(file, is_block)
+    Ok(before)
+}
+
+/// Lets a file come to rest, as well as its file system takes part: where that fails,
+/// reads tell what is there.
+///
+/// Of a write the times tell when it begins; the call can last for seconds. File systems
+/// that take the same lock for it wait for its end, ext4 and btrfs when they are asked
+/// for data, xfs when there is a read, here of nothing.
+fn rest(file: &File, size: u64) {
+    let _ = rustix::fs::seek(file, SeekFrom::Data(0));
+    let _ = file.read_at(&mut [0], size);
+    let _ = rustix::fs::fdatasync(file);
 }
 
 fn now_ns() -> i64 {
@@ -67,23 +89,37 @@ fn now_ns() -> i64 {
     since.map_or(0, |since| since.as_nanos() as i64)
 }
 
-/// The identity as it is now.
+/// The identity as it is now, also where other hosts write: what is remembered here of a
+/// file of NFS, SMB or FUSE is not asked.
 pub fn of(file: &File, is_block: bool) -> io::Result<Identity> {
-    let stat = rustix::fs::fstat(file)?;
     if is_block {
-        let size = rustix::fs::seek(file, SeekFrom::End(0))?;
         return Ok(Identity {
-            size,
+            size: rustix::fs::seek(file, SeekFrom::End(0))?,
             mtime_ns: UNSEEN,
             ctime_ns: now_ns(),
-            inode: stat.st_rdev,
+            inode: rustix::fs::fstat(file)?.st_rdev,
         });
     }
     let ns = |seconds: i64, ns: u64| seconds.wrapping_mul(1_000_000_000).wrapping_add(ns as i64);
-    Ok(Identity {
-        size: stat.st_size as u64,
-        mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec as u64),
-        ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec as u64),
-        inode: stat.st_ino,
-    })
+    let at = |time: StatxTimestamp| ns(time.tv_sec, time.tv_nsec.into());
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    match rustix::fs::statx(file, "", flags, StatxFlags::BASIC_STATS) {
+        Ok(stat) => Ok(Identity {
+            size: stat.stx_size,
+            mtime_ns: at(stat.stx_mtime),
+            ctime_ns: at(stat.stx_ctime),
+            inode: stat.stx_ino,
+        }),
+        // Not there, or kept from this process.
+        Err(Errno::NOSYS | Errno::PERM | Errno::INVAL) => {
+            let stat = rustix::fs::fstat(file)?;
+            Ok(Identity {
+                size: stat.st_size as u64,
+                mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec as u64),
+                ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec as u64),
+                inode: stat.st_ino,
+            })
+        }
+        Err(error) => Err(error.into()),
+    }
 }

@@ -1,6 +1,7 @@
 //! A volume to read, and how it is told from itself after a change.
 
 mod file;
+mod seen;
 
 use std::ops::Range;
 

@@ -152,12 +152,19 @@ impl Shared {
     /// becomes the base, and only what differs is sent. All is acknowledged now, so
     /// nothing is under way.
     fn pass_again(&self) -> Result<bool> {
-        let mut torn = Vec::new();
-        for volume in &self.volumes {
-            let open = lock(&volume.receipt).is_none();
-            let seed = u64::from_le_bytes(*self.nonce.first_chunk().unwrap_or(&[0; 8]));
+        let open = |volume: &&Volume| lock(&volume.receipt).is_none();
+        let open: Vec<_> = self.volumes.iter().filter(open).collect();
+        let seed = u64::from_le_bytes(*self.nonce.first_chunk().unwrap_or(&[0; 8]));
+        let mut is_torn = Vec::new();
+        for volume in &open {
             let stopping = || self.stopping();
-            if open && (volume.is_torn()? || volume.has_false_holes(seed, stopping)?) {
+            is_torn.push(volume.is_torn()? || volume.has_false_holes(seed, stopping)?);
+        }
+        // The holes were read for a while. The last look is at all volumes: what is
+        // written to one and then to another does not arrive of the other alone.
+        let mut torn = Vec::new();
+        for (volume, was_torn) in open.into_iter().zip(is_torn) {
+            if was_torn || volume.is_torn()? {
                 torn.push(volume);
             }
         }

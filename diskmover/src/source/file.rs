@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use rustix::fs::{FileType, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::seen::{Look, Seen};
 use super::{Identity, Source};
 use crate::alignment;
 use crate::digest::{self, Bitmap};
@@ -26,7 +27,6 @@ use crate::salvage::{self, Salvage};
 use crate::store::{Disk, disk};
 use crate::sys::ALIGN;
 use crate::trust;
-use crate::written::{self, Written};
 
 /// An open regular file or block device.
 pub struct FileSource {
@@ -41,20 +41,6 @@ pub struct FileSource {
     seen: Mutex<Seen>,
     told_cached: AtomicBool,
     salvage: Option<Salvage>,
-}
-
-/// All that a write to a source changes.
-#[derive(Clone, Copy)]
-struct Seen {
-    identity: Identity,
-    /// Of a device, if it is counted.
-    written: Option<Written>,
-}
-
-impl Seen {
-    fn is_like(&self, other: &Seen) -> bool {
-        self.identity.is_like(&other.identity) && self.written == other.written
-    }
 }
 
 /// How to look for holes.
@@ -115,15 +101,15 @@ impl FileSource {
             let other = identity::of(direct, is_block);
             other.is_ok_and(|other| other.is_like(&identity))
         });
-        let is_counted = is_block && direct.as_ref().is_none_or(written::is_counted);
+        let seen = Look {
+            file: &file,
+            direct: direct.as_ref(),
+            is_block,
+            shown: &shown.to_string(),
+        };
+        let seen = seen.first(identity)?;
         let block = direct.as_ref().and_then(alignment::of);
         let direct = direct.filter(|_| block.is_some());
-        let written = is_counted.then(|| written::of(&file)).flatten();
-        if is_block && written.is_none() {
-            note::leave(format!(
-                "the kernel does not count what is written to {shown}, so a write during the copy goes unnoticed; make sure that nobody writes to it"
-            ));
-        }
         Ok(FileSource {
             path: path.to_owned(),
             file: disk(file),
@@ -132,7 +118,7 @@ impl FileSource {
             passing: Passing::default(),
             is_block,
             size: identity.size,
-            seen: Mutex::new(Seen { identity, written }),
+            seen: Mutex::new(seen),
             told_cached: AtomicBool::new(false),
             salvage: None,
         })
@@ -151,12 +137,13 @@ impl FileSource {
     }
 
     fn now(&self) -> Result<Seen> {
-        let measured = identity::settled(&self.file, self.is_block);
-        let is_counted = self.seen().written.is_some();
-        Ok(Seen {
-            identity: measured.map_err(|e| MoverError::source_io("cannot stat the source", &e))?,
-            written: is_counted.then(|| written::of(&self.file)).flatten(),
-        })
+        let look = Look {
+            file: &self.file,
+            direct: self.direct.as_ref().map(|direct| -> &File { direct }),
+            is_block: self.is_block,
+            shown: &self.shown(),
+        };
+        look.again(&self.seen())
     }
 
     fn read_range(&self, base: u64, start: usize, end: usize, buffer: &mut [u8]) -> Result<()> {

@@ -22,6 +22,7 @@ mod pki;
 mod proof;
 mod receipts;
 mod relay;
+mod remote;
 mod revisions;
 mod rig;
 #[allow(dead_code)]
