@@ -23,7 +23,7 @@ impl Origin {
         Ok(match (self, on_read_error) {
             (Origin::File(path), OnReadError::Fail) => Box::new(FileSource::open(path)?),
             (Origin::File(path), OnReadError::Zero) => {
-                Box::new(FileSource::open(path)?.salvaged(Salvage::new(nonce)))
+                Box::new(FileSource::salvaged(path, Salvage::new(nonce))?)
             }
             (Origin::Nbd(spec), OnReadError::Fail) => Box::new(NbdSource::open(spec, nonce)?),
             (Origin::Nbd(_), OnReadError::Zero) => {

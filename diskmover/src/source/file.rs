@@ -53,6 +53,15 @@ struct Map {
 impl FileSource {
     /// Opens for reading; a symlink as the last part is refused.
     pub fn open(path: &Path) -> Result<FileSource> {
+        FileSource::open_with(path, None)
+    }
+
+    /// The same, read around what its medium does not give any more.
+    pub fn salvaged(path: &Path, salvage: Salvage) -> Result<FileSource> {
+        FileSource::open_with(path, Some(salvage))
+    }
+
+    fn open_with(path: &Path, salvage: Option<Salvage>) -> Result<FileSource> {
         let shown = path.display();
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let fd: OwnedFd = rustix::fs::open(path, flags, Mode::empty()).map_err(|e| match e {
@@ -64,7 +73,10 @@ impl FileSource {
             e => MoverError::source_io(&format!("cannot open {shown}"), &e.into()),
         })?;
         let direct = rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty()).ok();
-        FileSource::from_files(File::from(fd), direct.map(File::from), path)
+        let is_dying = salvage.is_some();
+        let source =
+            FileSource::from_files(File::from(fd), direct.map(File::from), path, is_dying)?;
+        Ok(FileSource { salvage, ..source })
     }
 
     /// A source of an open file; for messages it has no name.
@@ -74,10 +86,15 @@ impl FileSource {
         let again = again.map_err(|e| MoverError::source_io("cannot open a file again", &e))?;
         let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let direct = rustix::fs::open(&path, flags, Mode::empty()).ok();
-        FileSource::from_files(again, direct.map(File::from), &path)
+        FileSource::from_files(again, direct.map(File::from), &path, false)
     }
 
-    fn from_files(file: File, direct: Option<File>, path: &Path) -> Result<FileSource> {
+    fn from_files(
+        file: File,
+        direct: Option<File>,
+        path: &Path,
+        is_dying: bool,
+    ) -> Result<FileSource> {
         let shown = path.display();
         let stat = rustix::fs::fstat(&file)
             .map_err(|e| MoverError::source_io(&format!("cannot stat {shown}"), &e.into()))?;
@@ -107,7 +124,7 @@ impl FileSource {
             is_block,
             shown: &shown.to_string(),
         };
-        let seen = seen.first(identity)?;
+        let seen = seen.first(identity, is_dying)?;
         let block = direct.as_ref().and_then(alignment::of);
         let direct = direct.filter(|_| block.is_some());
         Ok(FileSource {
@@ -122,14 +139,6 @@ impl FileSource {
             told_cached: AtomicBool::new(false),
             salvage: None,
         })
-    }
-
-    /// The same, read around what its medium does not give any more.
-    pub fn salvaged(self, salvage: Salvage) -> FileSource {
-        FileSource {
-            salvage: Some(salvage),
-            ..self
-        }
     }
 
     fn seen(&self) -> Seen {
@@ -377,7 +386,7 @@ mod tests {
         let file = File::open(&path).unwrap();
         file.sync_all().unwrap();
         rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
-        let source = FileSource::from_files(file, None, &path).unwrap();
+        let source = FileSource::from_files(file, None, &path, false).unwrap();
         let mut buffer = AlignedBuf::new(CHUNK as usize).unwrap();
         source.read_chunk(0, &[0..CHUNK], &mut buffer).unwrap();
         assert!(buffer.iter().all(|byte| *byte == 7));
@@ -406,7 +415,7 @@ mod tests {
             let theirs = cached_bytes(&path);
             assert!((3 * SPARED..CHUNK).contains(&theirs), "{theirs}");
             let again = File::open(&path).unwrap();
-            let source = FileSource::from_files(again, None, &path).unwrap();
+            let source = FileSource::from_files(again, None, &path, false).unwrap();
             if !passes {
                 source.passing.give_up(&source.file);
             }

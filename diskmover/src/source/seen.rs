@@ -39,11 +39,22 @@ impl Seen {
 
 impl Look<'_> {
     /// The first look, of which the identity is known. Leaves a note about a device
-    /// that is not counted, or not in all.
-    pub fn first(self, identity: Identity) -> Result<Seen> {
-        let written = match self.is_block {
-            true => self.count()?,
-            false => None,
+    /// that is not counted, or not in all; and, `despite_errors`, about one that does not
+    /// let itself be asked: a dying disk is read for what it still gives.
+    pub fn first(self, identity: Identity, despite_errors: bool) -> Result<Seen> {
+        let written = match self.is_block.then(|| self.count()) {
+            None => None,
+            Some(Err(error)) if despite_errors => {
+                note::leave(format!(
+                    "{}; make sure that nobody writes to it",
+                    error.message
+                ));
+                return Ok(Seen {
+                    identity,
+                    written: None,
+                });
+            }
+            Some(written) => written?,
         };
         if written.is_some() && written::misses_discards(self.file) {
             note::leave(format!(

@@ -11,6 +11,7 @@ use std::time::Duration;
 use diskmover::base::PIECE;
 use diskmover::digest::CHUNK;
 use diskmover::error::Code;
+use diskmover::origin::Origin;
 use diskmover::push::Push;
 use diskmover::salvage::OnReadError;
 use diskmover::source::{FileSource, Source};
@@ -368,6 +369,10 @@ fn a_device_that_cannot_be_flushed_cannot_be_watched_and_is_refused() {
     file.write_all_at(&noise(12, 4 << 20), 0).unwrap();
     let error = FileSource::open(&source.path).err().expect("it is taken");
     assert_eq!(error.code, Code::SourceIo, "{error}");
+    // Whoever reads what a dying disk still gives has no other one.
+    file.write_all_at(&noise(13, 4 << 20), 0).unwrap();
+    let origin = Origin::File(source.path.clone());
+    assert!(origin.open(&[1; 16], OnReadError::Zero).is_ok());
 }
 
 #[test]
