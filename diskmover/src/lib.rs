@@ -20,6 +20,7 @@ mod attribution;
 pub mod audit;
 pub mod base;
 pub mod beneath;
+pub mod boot;
 pub mod bottleneck;
 #[cfg(test)]
 mod bounds;
