@@ -53,6 +53,7 @@ pub mod locked;
 pub mod medium;
 pub mod messages;
 pub mod mode;
+pub mod naming;
 pub mod nbd;
 pub mod note;
 pub mod offer;
