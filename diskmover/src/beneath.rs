@@ -3,12 +3,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::error::{Code, MoverError, Result};
 #[cfg(test)]
 use crate::faults::{self, Op};
+use crate::naming::{self, Change};
 
 /// Longest last part of a target's name; the tag and the endings must fit too.
 const MAX_BASE: usize = 160;
@@ -110,7 +111,7 @@ impl Names {
 
     /// Removes a file; fine when there is none. True when there was one.
     pub fn remove(&self, file: &str) -> Result<bool> {
-        match rustix::fs::unlinkat(&self.dir, file, AtFlags::empty()) {
+        match naming::change(&self.dir, Change::Remove(file)) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(e) => Err(self.failed("cannot remove", file, e)),
@@ -119,7 +120,7 @@ impl Names {
 
     /// Makes what happened in the directory durable.
     pub fn sync_dir(&self) -> Result<()> {
-        let synced = rustix::fs::fsync(&self.dir);
+        let synced = naming::sync(&self.dir);
         #[cfg(test)]
         let synced = synced.and_then(|()| faults::in_dir(&self.dir, &self.base, Op::SyncDir));
         synced.map_err(|e| self.failed("cannot sync the directory of", &self.base, e))

@@ -20,6 +20,7 @@ use crate::opening::{Found, Site};
 use crate::rebase;
 use crate::receipt::{self, FileId, Stamp};
 use crate::revision::Revision;
+use crate::store;
 use crate::target::TargetSpec;
 use crate::written;
 
@@ -69,9 +70,7 @@ pub fn find(
         if !is_built_on {
             return Ok(Found::Published(published.receipt));
         }
-        // From now on nothing vouches for it, until it is complete again.
-        names.remove(&names.receipt)?;
-        names.sync_dir()?;
+        reopen(&names)?;
     }
     let file = once_free(|| open(OFlags::EXCL), go_on).map_err(|e| match e {
         Errno::BUSY => {
@@ -159,9 +158,16 @@ fn prove(
 
 /// Notes, durably, that the device holds the volume.
 pub fn publish(names: &Names, device: &File, id: FileId, proof: &Receipt) -> Result<()> {
-    rustix::fs::fsync(device).map_err(|e| names.failed("cannot make durable", &names.base, e))?;
+    store::sync_all(device).map_err(|e| names.failed("cannot make durable", &names.base, e))?;
     receipt::write(names, proof, id, stamp(device))?;
     names.remove(&names.journal)?;
+    names.sync_dir()
+}
+
+/// Takes the receipt of a device that is to be written: from now on nothing vouches for
+/// it, until it is complete again.
+pub fn reopen(names: &Names) -> Result<()> {
+    names.remove(&names.receipt)?;
     names.sync_dir()
 }
 

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use crate::digest;
 use crate::pool::lock;
+use crate::power;
 
 mod looked;
 mod lost;
@@ -142,6 +143,20 @@ pub fn in_dir(dir: impl AsFd, name: &str, op: Op) -> Result<(), Errno> {
         Some(Fault::Error(number)) => Err(Errno::from_raw_os_error(number)),
         _ => Ok(()),
     }
+}
+
+/// Makes a file durable, unless a test wants something else or has cut the power.
+pub fn sync_all(file: &File) -> Result<(), Errno> {
+    if let Some(Fault::Error(number)) = wanted(&path_of(file.as_fd()), Op::SyncAll, None) {
+        return Err(Errno::from_raw_os_error(number));
+    }
+    let power = power::supply(file);
+    if let Some(power) = &power {
+        power.before_sync().map_err(|_| Errno::IO)?;
+    }
+    rustix::fs::fsync(file)?;
+    power.iter().for_each(|power| power.synced(file));
+    Ok(())
 }
 
 /// Spoils what lies in memory of a chunk of a file, if a test wants it.
@@ -323,6 +338,7 @@ fn struck(path: &Path, op: Op, range: Option<(u64, u64)>) -> Option<Arc<Active>>
     rules.iter().filter(is_hit).find(strikes).cloned()
 }
 
-fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
+/// Where an open file lies.
+pub fn path_of(fd: BorrowedFd<'_>) -> PathBuf {
     std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap_or_default()
 }

@@ -76,9 +76,14 @@ impl Volume {
     /// What the receiver knows the source by. What was placed while holes were
     /// believed is another thing than what is placed while they are read: neither
     /// goes on from the other. Nor does anything from what an attempt placed that read
-    /// around errors: nobody knows any more where.
-    pub fn identity(&self) -> Identity {
+    /// around errors: nobody knows any more where. Nor does it where times are all that
+    /// tells one content from another, and the machine has been started since: `boot` is
+    /// the number of its start (boot.rs).
+    pub fn identity(&self, boot: u64) -> Identity {
         let mut identity = self.source.identity();
+        if !self.source.is_named() {
+            identity.inode ^= boot;
+        }
         if let Some(salvage) = self.source.salvage() {
             identity.inode ^= salvage.attempt();
         }

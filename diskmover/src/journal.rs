@@ -24,6 +24,7 @@ use crate::budget::Share;
 use crate::entry::Entry;
 use crate::error::Result;
 use crate::ledger::Ledger;
+use crate::naming;
 use crate::receipt::FileId;
 use crate::source::Identity;
 use crate::store::Store;
@@ -120,15 +121,11 @@ impl Journal {
     /// Begins a new journal, durably, in place of an old one.
     pub fn create(names: &Names, subject: &Subject) -> Result<Journal> {
         names.remove(&names.journal)?;
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let flags = OFlags::RDWR | OFlags::EXCL;
         let failed = |what: &str, e: Errno| names.failed(what, &names.journal, e);
-        let fd = beneath::open(
-            &names.dir,
-            &names.journal,
-            flags,
-            Mode::from_raw_mode(0o600),
-        )
-        .map_err(|e| failed("cannot create", e))?;
+        let mode = Mode::from_raw_mode(0o600);
+        let fd = naming::create(&names.dir, &names.journal, flags, mode)
+            .map_err(|e| failed("cannot create", e))?;
         let mut journal = Journal {
             file: Store::new(File::from(fd)),
             len: 0,

@@ -20,6 +20,7 @@ mod attribution;
 pub mod audit;
 pub mod base;
 pub mod beneath;
+pub mod boot;
 pub mod bottleneck;
 #[cfg(test)]
 mod bounds;
@@ -52,6 +53,7 @@ pub mod locked;
 pub mod medium;
 pub mod messages;
 pub mod mode;
+pub mod naming;
 pub mod nbd;
 pub mod note;
 pub mod offer;

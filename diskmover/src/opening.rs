@@ -30,6 +30,7 @@ use crate::locked::Locked;
 use crate::medium::Medium;
 use crate::messages::Receipt;
 use crate::mode::CopyMode;
+use crate::naming;
 use crate::publish;
 use crate::qcow2::{Image, Layout};
 use crate::rebase;
@@ -310,9 +311,9 @@ fn find_part(spec: &TargetSpec, tag: &str, size: u64, since: Option<Hash>) -> Re
 
 /// Opens or creates the part, locked; refuses what is not a plain file of ours.
 pub fn open_part(names: &Names) -> Result<Locked> {
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let flags = OFlags::RDWR | OFlags::NONBLOCK;
     for _ in 0..3 {
-        let fd = beneath::open(&names.dir, &names.part, flags, Mode::from_raw_mode(0o600))
+        let fd = naming::create(&names.dir, &names.part, flags, Mode::from_raw_mode(0o600))
             .map_err(|e| match e {
                 Errno::LOOP | Errno::XDEV => beneath::refused(&names.part, e),
                 e => names.failed("cannot open", &names.part, e),

@@ -1,22 +1,27 @@
 //! A power cut, for tests: what was not made durable may be lost, any of it.
 //!
-//! Between two syncs of a file, every write to it first saves what stood there.
+//! Between two syncs of a file, every write to it first saves what stood there; so
+//! does, between two syncs of a directory, every change of its names (entries.rs).
 //! A cut at the n-th operation fails everything from then on; `Grid::lose` then
 //! takes back a random part of what no sync had covered, in any order of writes,
 //! as a disk with a volatile cache would.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Mutex};
 
 use rustix::fs::SeekFrom;
 
+use crate::faults;
 use crate::pool::lock;
 
 mod any_order;
+pub mod entries;
+mod publishing;
 
 thread_local! {
     static CURRENT: RefCell<Option<Arc<Grid>>> = const { RefCell::new(None) };
@@ -36,7 +41,10 @@ struct State {
     operations: u64,
     cut_at: Option<u64>,
     fail_sync: bool,
-    unsynced: HashMap<u64, (Option<File>, Vec<Before>)>,
+    unsynced: BTreeMap<u64, (Option<File>, Vec<Before>)>,
+    entries: entries::Entries,
+    /// What was made durable, and named, in order.
+    log: Vec<String>,
 }
 
 /// The power of one open file.
@@ -49,7 +57,11 @@ pub fn connect(grid: Option<Arc<Grid>>) {
 
 /// The supply of a file that this thread has opened.
 pub fn supply(_file: &File) -> Option<Supply> {
-    CURRENT.with(|current| current.borrow().clone().map(Supply))
+    current().map(Supply)
+}
+
+fn current() -> Option<Arc<Grid>> {
+    CURRENT.with(|current| current.borrow().clone())
 }
 
 impl Grid {
@@ -64,6 +76,11 @@ impl Grid {
         lock(&self.state).fail_sync = true;
     }
 
+    /// What was made durable and named since this was asked last, in order.
+    pub fn take_log(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.state).log)
+    }
+
     /// Operations so far.
     pub fn operations(&self) -> u64 {
         lock(&self.state).operations
@@ -71,13 +88,21 @@ impl Grid {
 
     /// Takes back about half of what was not durable, and gives power again.
     pub fn lose(&self, mut seed: u64) {
+        self.lose_those(|| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            seed >> 63 != 0
+        });
+    }
+
+    /// The same for what `goes` says, which is asked about each, always in one order.
+    pub fn lose_those(&self, mut goes: impl FnMut() -> bool) {
         let mut state = lock(&self.state);
         state.cut_at = None;
-        for (_, (file, writes)) in state.unsynced.drain() {
+        state.entries.lose(&mut goes);
+        for (_, (file, writes)) in std::mem::take(&mut state.unsynced) {
             let file = file.expect("a file that was written");
             for (offset, bytes, len) in writes.into_iter().rev() {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                if seed >> 63 == 0 {
+                if !goes() {
                     continue;
                 }
                 file.write_all_at(&bytes, offset).unwrap();
@@ -129,7 +154,11 @@ impl Supply {
     /// What was written to the file so far stays.
     pub fn synced(&self, file: &File) {
         let inode = file.metadata().map(|stat| stat.ino()).unwrap_or(0);
-        lock(&self.0.state).unsynced.remove(&inode);
+        let path = faults::path_of(file.as_fd());
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let mut state = lock(&self.0.state);
+        state.unsynced.remove(&inode);
+        state.log.push(format!("sync {name}"));
     }
 }
 

@@ -3,6 +3,7 @@
 //! ```text
 //! part verified -> mode, owner, fsync(part) -> receipt, durable
 //!   -> rename to the final name, never over a file -> fsync(directory)
+//!      (link -> fsync(directory) -> unlink, where a rename could replace something)
 //!   -> remove the journal -> fsync(directory)
 //! ```
 //! Killed anywhere, the next opening either finds the file published (the
@@ -13,9 +14,10 @@
 //! same file as ever: its owner, mode and label stay, unless others are asked for.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, Uid};
+use rustix::fs::{AtFlags, FallocateFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use crate::beneath::{self, Names};
@@ -26,8 +28,10 @@ use crate::faults::{self, Op};
 use crate::locked::Locked;
 use crate::messages::Receipt;
 use crate::mode::CopyMode;
+use crate::naming::{self, Change};
 use crate::opening;
 use crate::receipt;
+use crate::store;
 use crate::target::{Container, Place, TargetSpec};
 use crate::trust;
 
@@ -56,10 +60,7 @@ pub fn publish(
         let (uid, gid) = (spec.uid.map(Uid::from_raw), spec.gid.map(Gid::from_raw));
         rustix::fs::fchown(part, uid, gid).map_err(|e| failed("cannot chown", e))?;
     }
-    let synced = rustix::fs::fsync(part);
-    #[cfg(test)]
-    let synced = synced.and_then(|()| faults::in_dir(&names.dir, &names.part, Op::SyncAll));
-    synced.map_err(|e| failed("cannot make durable", e))?;
+    store::sync_all(part).map_err(|e| failed("cannot make durable", e))?;
     let stat = rustix::fs::fstat(part).map_err(|e| failed("cannot stat", e))?;
     let id = receipt::file_id(names, &names.part)?;
     let (Some(id), 1, true) = (id, stat.st_nlink, stat.st_size as u64 == length) else {
@@ -70,7 +71,7 @@ pub fn publish(
         return Err(MoverError::new(Code::TargetPath, text).at_receiver());
     };
     receipt::write(names, proof, id, Some(receipt::stamp_of(&stat)))?;
-    match rename_new(names) {
+    match rename_new(&names.dir, &names.part, &names.base) {
         Ok(()) => {}
         Err(Errno::EXIST) => {
             names.remove(&names.receipt)?;
@@ -100,8 +101,7 @@ pub fn reopen(names: &Names) -> Result<()> {
         );
         return Err(MoverError::new(Code::TargetBusy, text).at_receiver());
     };
-    let (dir, flags) = (&names.dir, RenameFlags::NOREPLACE);
-    rustix::fs::renameat_with(dir, &names.base, dir, &names.part, flags).map_err(failed)?;
+    rename_new(&names.dir, &names.base, &names.part).map_err(failed)?;
     names.sync_dir()?;
     names.remove(&names.receipt)?;
     names.sync_dir()
@@ -238,18 +238,19 @@ fn lock_part(names: &Names) -> Result<Option<Locked>> {
     }
 }
 
-fn rename_new(names: &Names) -> rustix::io::Result<()> {
-    let (dir, part, base) = (&names.dir, &names.part, &names.base);
+/// Gives a file another name, which nothing has.
+fn rename_new(dir: &OwnedFd, from: &str, to: &str) -> rustix::io::Result<()> {
     #[cfg(test)]
-    let renamed = faults::in_dir(dir, part, Op::Rename);
+    let renamed = faults::in_dir(dir, from, Op::Rename);
     #[cfg(not(test))]
     let renamed = Ok(());
-    let flags = RenameFlags::NOREPLACE;
-    match renamed.and_then(|()| rustix::fs::renameat_with(dir, part, dir, base, flags)) {
-        // A file system without the flag: a hard link never replaces either.
+    match renamed.and_then(|()| naming::change(dir, Change::Rename(from, to))) {
+        // A file system without the flag: a hard link never replaces either. Both names
+        // are durable before one goes, or a power cut could leave none.
         Err(Errno::INVAL | Errno::NOSYS) => {
-            rustix::fs::linkat(dir, part, dir, base, AtFlags::empty())?;
-            rustix::fs::unlinkat(dir, part, AtFlags::empty())
+            naming::change(dir, Change::Link(from, to))?;
+            naming::sync(dir)?;
+            naming::change(dir, Change::Remove(from))
         }
         other => other,
     }

@@ -6,7 +6,7 @@
 //! it: what was placed and used since is no copy any more.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::ops::Range;
 
 use rustix::fs::{AtFlags, Mode, OFlags, Stat, StatxFlags};
@@ -15,10 +15,10 @@ use rustix::io::Errno;
 use crate::beneath::{self, Names};
 use crate::digest::{Hash, hex};
 use crate::error::{Code, MoverError, Result};
-#[cfg(test)]
-use crate::faults::{self, Op};
 use crate::messages::Receipt;
 use crate::mode::CopyMode;
+use crate::naming::{self, Change};
+use crate::store::{self, Store};
 use crate::unreadable::{MOST_RANGES, Unreadable};
 
 const TITLE: &str = "diskmover receipt 1";
@@ -134,18 +134,16 @@ pub fn write(names: &Names, receipt: &Receipt, id: FileId, stamp: Option<Stamp>)
     ));
     let temporary = format!("{}.new", names.receipt);
     names.remove(&temporary)?;
-    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+    let flags = OFlags::WRONLY | OFlags::EXCL;
     let failed = |e| names.failed("cannot write", &names.receipt, e);
-    let fd =
-        beneath::open(&names.dir, &temporary, flags, Mode::from_raw_mode(0o600)).map_err(failed)?;
-    let mut file = File::from(fd);
+    let mode = Mode::from_raw_mode(0o600);
+    let fd = naming::create(&names.dir, &temporary, flags, mode).map_err(failed)?;
+    let file = Store::new(File::from(fd));
     let io = |e: std::io::Error| failed(Errno::from_io_error(&e).unwrap_or(Errno::IO));
-    let written = file.write_all(text.as_bytes());
-    #[cfg(test)]
-    let written = written.and_then(|()| Ok(faults::in_dir(&names.dir, &names.receipt, Op::Write)?));
-    written.map_err(io)?;
-    file.sync_all().map_err(io)?;
-    rustix::fs::renameat(&names.dir, &temporary, &names.dir, &names.receipt).map_err(failed)?;
+    file.write_at(text.as_bytes(), 0).map_err(io)?;
+    store::sync_all(file.file()).map_err(failed)?;
+    let named = Change::Replace(&temporary, &names.receipt);
+    naming::change(&names.dir, named).map_err(failed)?;
     names.sync_dir()
 }
 

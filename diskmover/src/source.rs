@@ -26,6 +26,11 @@ pub trait Source: Send + Sync {
         Ok(())
     }
 
+    /// Whether its identity is what somebody calls its content, and holds no time.
+    fn is_named(&self) -> bool {
+        false
+    }
+
     /// What its bytes are.
     fn mode(&self) -> CopyMode {
         CopyMode::Verbatim

@@ -1,7 +1,7 @@
 //! A file that a copy writes: a part, a block device, or a journal.
 //!
-//! All writes, zeroing and syncing of a receiver's own files go through here.
-//! That is the one seam where tests cut the power (power.rs) and break storage or
+//! All writes, zeroing and syncing of a receiver's own files go through here; what
+//! happens to their names goes through naming.rs. These are the seams where tests cut the power (power.rs) and break storage or
 //! slow it down (faults.rs); neither exists in other builds.
 
 use std::fs::File;
@@ -30,6 +30,14 @@ pub fn disk(file: File) -> Disk {
 #[cfg(test)]
 pub fn disk(file: File) -> Disk {
     Disk::new(file)
+}
+
+/// Makes a file durable, with its length, mode and owner.
+pub fn sync_all(file: &File) -> rustix::io::Result<()> {
+    #[cfg(test)]
+    return crate::faults::sync_all(file);
+    #[cfg(not(test))]
+    rustix::fs::fsync(file)
 }
 
 /// Reads by a call that is not the usual one.

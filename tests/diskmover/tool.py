@@ -48,11 +48,10 @@ class Ended:
         return next(line["error"] for line in self.lines if "error" in line)
 
 
-def run(*arguments: str | Path) -> Ended:
-    """Run a command to its end."""
-    done = subprocess.run(
-        [*_TOOL, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE_SECONDS * 2
-    )
+def run(*arguments: str | Path, within: Sequence[str] = ()) -> Ended:
+    """Run a command to its end, within another one if that is given."""
+    command = [*within, *_TOOL, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS * 2)
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
@@ -79,11 +78,11 @@ def on_terminal(*arguments: str | Path, columns: int) -> str:
     return shown.decode().replace("\r\n", "\n")
 
 
-def push_when_free(*arguments: str | Path) -> Ended:
+def push_when_free(*arguments: str | Path, within: Sequence[str] = ()) -> Ended:
     """Push; wait while the receiver has not noticed the end of the last attempt."""
     end = time.monotonic() + PATIENCE_SECONDS
     while True:
-        ended = run("push", *arguments)
+        ended = run("push", *arguments, within=within)
         if ended.code == 0 or ended.error["code"] != "TARGET_BUSY" or time.monotonic() > end:
             return ended
 

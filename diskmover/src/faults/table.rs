@@ -30,7 +30,7 @@ const EVER: u32 = u32::MAX;
 const SOURCE: &str = "out/disk";
 const PART: &str = ".part";
 const JOURNAL: &str = ".journal";
-const RECEIPT: &str = ".receipt";
+const RECEIPT: &str = ".receipt.new";
 const TARGET: &str = "in/disk";
 
 /// What must happen.
@@ -414,6 +414,11 @@ const ROWS: &[Row] = &[
         "publish: ENOSPC for the receipt: no name without its proof (6)",
         on(RECEIPT, Op::Write, ENOSPC),
         Fail(Code::NoSpace, RECEIVER, None, "cannot write"),
+    ),
+    row(
+        "publish: EIO when the receipt is made durable (4)",
+        on(RECEIPT, Op::SyncAll, EIO),
+        Fail(Code::TargetIo, RECEIVER, None, "cannot write"),
     ),
     row(
         "publish: the rename fails",

@@ -117,6 +117,11 @@ impl Source for NbdSource {
         Ok(())
     }
 
+    /// A name of the content, or a number of this attempt alone.
+    fn is_named(&self) -> bool {
+        true
+    }
+
     fn mode(&self) -> CopyMode {
         CopyMode::GuestVisible
     }

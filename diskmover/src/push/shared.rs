@@ -12,6 +12,7 @@ use rustls::ClientConfig;
 use super::standing::Standing;
 use super::{Finish, Job};
 use crate::base::Mask;
+use crate::boot;
 use crate::bottleneck::{Bottleneck, Lately};
 use crate::digest::Bitmap;
 use crate::effort::Effort;
@@ -75,6 +76,8 @@ pub struct Shared {
     pub keys: Keys,
     /// Same in all connections of this attempt.
     pub nonce: [u8; 16],
+    /// Which start of this machine it is.
+    pub boot: u64,
     /// The volumes.
     pub volumes: Vec<Volume>,
     /// What is to do.
@@ -146,6 +149,7 @@ impl Shared {
         Shared {
             keys: Keys::derive(&job.key),
             config,
+            boot: boot::mark(&nonce),
             nonce,
             volumes,
             feed: Feed::default(),

@@ -24,7 +24,7 @@ pub(super) fn open_volumes(shared: &Shared, link: &Link) -> Ended {
     let mut said = Instant::now();
     for (index, volume) in shared.volumes.iter().enumerate() {
         let open = Open {
-            identity: volume.identity(),
+            identity: volume.identity(shared.boot),
             mode: volume.source.mode(),
             volume: volume.id.clone(),
         };
