@@ -39,7 +39,7 @@ from diskmover import show
 from diskmover.errors import MoverError
 from diskmover.model import Changes, IoPriority, NbdExport, TlsFiles, uri_of
 from diskmover.params import PORT, Address, Device, Export, Rate, Size
-from diskmover.pushing import check_names, push_one
+from diskmover.pushing import check_names, push_files, push_one
 from diskmover.transfer import Receiver
 
 EXIT_FAILED = 1
@@ -352,13 +352,15 @@ def push(
     is copied again before the copy gets its name; one that is never at rest
     ends with SOURCE_CHANGED. One that a QEMU has open for writing is refused at once
     (exit code 5): stop the guest, or export its disk (virsh backup-begin in pull
-    mode) and send that with --nbd.
+    mode) and send that with --nbd. All are sent as they are; a qcow2 that needs
+    another file, or was not closed, is noted (NOTE).
 
     On a terminal a line on standard error tells how far it is, how long it will
     take at the fastest and slowest of the last seconds, and what limits it:
     source-read, compress, network, target-write (all that the receiver does) or
     throttle (--limit). With --json, each line of the output is an object with
-    "file" and "progress", "receipt" (or "degraded") and "seconds", or "error".
+    "file" and "progress" or "note", "receipt" (or "degraded") and "seconds", or
+    "error".
 
     \b
     Examples:
@@ -392,19 +394,18 @@ def push(
         raise click.UsageError("--on-read-error zero goes with files and devices, not with --nbd")
     if bitmap is not None and since is None:
         raise click.UsageError("--bitmap needs --since: what it tells is counted from a copy")
-    check_names([name or file.name for file in files])
+    names = [name or file.name for file in files]
+    check_names(names)
     # Told to end in whatever way, it lets go of its files first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    whole = []
     with _told(as_json, goes_on=True):
         if nbd is not None and name is not None:
             changes = Changes(since, bitmap) if since is not None else None
             export = replace(nbd, content_id=content_id, changes=changes)
-            whole.append(push_one(export, name, as_json=as_json, options=options))
-        for file in files:
-            called = name or file.name
-            whole.append(push_one(file.resolve(), called, as_json=as_json, options=options))
-    if not all(whole):
+            whole = push_one(export, name, as_json=as_json, options=options)
+        else:
+            whole = push_files(files, names, as_json=as_json, options=options)
+    if not whole:
         click.echo("diskmover: not all could be read: the copy is DEGRADED", err=True)
         sys.exit(EXIT_DEGRADED)
 

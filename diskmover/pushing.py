@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import click
 from diskmover import show
 from diskmover.errors import ErrorCode, MoverError
 from diskmover.model import NbdExport, OutgoingVolume, Progress, Receipt, TlsFiles, uri_of
+from diskmover.not_whole import lacks
 from diskmover.transfer import Push
 
 _NO_KEY = bytes(32)  # `serve` has no sessions: certificates decide
@@ -35,6 +37,27 @@ def check_names(names: Sequence[str]) -> None:
             raise click.UsageError(f"{name!r} is not UTF-8: give another one with --name") from None
         if names.count(name) > 1:
             raise click.UsageError(f"two files are called {name!r}: push each by itself")
+
+
+def push_files(
+    files: Sequence[Path], names: Sequence[str], *, as_json: bool, options: dict[str, Any]
+) -> bool:
+    """Push files, and say first of each when a copy of it alone may be no disk.
+
+    Returns:
+        Whether all of them is there; False when a copy is DEGRADED.
+
+    Raises:
+        MoverError: One failed; those behind it are not sent.
+    """
+    whole = []
+    for file, name in zip(files, names, strict=True):
+        for lack in lacks(file, files):
+            if as_json:
+                show.emit({"file": name, "note": asdict(lack)})
+            click.echo(f"diskmover: NOTE: {show.printable(name)} {lack.message}", err=True)
+        whole.append(push_one(file.resolve(), name, as_json=as_json, options=options))
+    return all(whole)
 
 
 def push_one(

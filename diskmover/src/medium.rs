@@ -8,7 +8,7 @@
 //! fresh file         nothing: what was never written reads as zero; where blocks
 //!                    were laid ahead of data (runway.rs), PUNCH_HOLE
 //! sparse file        PUNCH_HOLE
-//! preallocated file  ZERO_RANGE, which keeps the space
+//! reserved file      ZERO_RANGE, which keeps the space
 //! block device       PUNCH_HOLE: the kernel zeroes with its own command or refuses
 //! refused            read, and write zeros only where something else stands
 //! ```
@@ -83,9 +83,10 @@ impl Medium {
         let stat = rustix::fs::fstat(&file)?;
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         let allocated = stat.st_blocks as u64 * 512;
+        let is_reserved = is_file && stat.st_size > 0 && allocated >= stat.st_size as u64;
         let zeroing = if fresh {
             Zeroing::Fresh
-        } else if is_file && stat.st_size > 0 && allocated >= stat.st_size as u64 {
+        } else if is_reserved {
             Zeroing::Keep
         } else {
             Zeroing::Punch
@@ -94,7 +95,8 @@ impl Medium {
         let direct = direct.filter(|_| block.is_some());
         let is_ext4 = rustix::fs::fstatfs(&file)?.f_type as i64 == EXT4;
         // What is there already is not sent again: its holes would never give blocks back.
-        let lays = fresh && is_file && is_ext4 && direct.is_some();
+        // Where all blocks were reserved none is missing, and none may be given back.
+        let lays = fresh && is_file && !is_reserved && is_ext4 && direct.is_some();
         let has_sound_holes = trust::doubt(&file).is_none();
         Ok(Medium {
             runway: lays.then(Mutex::default),
@@ -477,6 +479,20 @@ pub(crate) mod tests {
         medium.read(66 * SIZE, found.len(), &mut found).unwrap();
         assert!(digest::is_zero(&found), "laid blocks are not zero");
         assert_eq!(medium.file().metadata().unwrap().len(), 100 * SIZE);
+    }
+
+    #[test]
+    fn a_reserved_file_keeps_its_space_behind_dense_data_too() {
+        let (_dir, _mount, at) = ext4("");
+        let reserved = open(&at.join("f"), 0);
+        rustix::fs::fallocate(&reserved, FallocateFlags::empty(), 0, 100 * SIZE).unwrap();
+        let medium = dense(&at.join("f"), true, 100 * SIZE, 66);
+        medium.zero(70 * SIZE, 30 * SIZE).unwrap();
+        medium.sync().unwrap();
+        assert!(
+            allocated(&reserved) >= 100 * SIZE,
+            "it gives the space back"
+        );
     }
 
     #[test]

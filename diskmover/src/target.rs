@@ -214,8 +214,11 @@ impl Target {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::{Care, Target};
     use crate::digest::CHUNK;
+    use crate::pool::lock;
     use crate::sample;
 
     fn open(dir: &std::path::Path) -> Target {
@@ -229,5 +232,25 @@ mod tests {
         let _forked = target.medium.file().try_clone().unwrap();
         drop(target);
         open(dir.path());
+    }
+
+    #[test]
+    fn who_has_no_room_is_told_how_much_is_needed() {
+        let dir = tempfile::tempdir().unwrap();
+        let identity = sample::identity(5 * CHUNK + 7);
+        let target = sample::open(dir.path(), Care::default(), identity).unwrap();
+        let told = |code| {
+            let error = io::Error::from_raw_os_error(code);
+            target.failed("cannot write", &error).message
+        };
+        for code in [libc::ENOSPC, libc::EDQUOT] {
+            let words = format!("(up to {} bytes are still to come)", 5 * CHUNK + 7);
+            assert!(told(code).ends_with(&words), "{}", told(code));
+        }
+        let placed = lock(&target.book).ledger.confirm_zeros(0, 2);
+        placed.unwrap();
+        let words = format!("(up to {} bytes are still to come)", 3 * CHUNK + 7);
+        assert!(told(libc::ENOSPC).ends_with(&words));
+        assert!(!told(libc::EIO).contains("still to come"));
     }
 }

@@ -67,8 +67,8 @@ def main(
         bench.drop(cell.images - {name for later in cells[number:] for name in later.images})
     bench.report.print()
     click.echo(f"{keep}/mover.json, {bench.report.plot()}")
-    if not bench.report.sound:
-        raise click.ClickException("a copy is not what it should be: see the tables")
+    if faults := bench.report.faults:
+        raise click.ClickException("\n  ".join(["not all is as it should be:", *faults]))
 
 
 class _Bench:
@@ -77,10 +77,11 @@ class _Bench:
     def __init__(self, keep: Path, repeat: int | None) -> None:
         self._keep, self._repeat = keep, repeat
         self._images = Images(keep / "images")
-        self._model = Model(keep / "scratch")
+        cost, moving = price.measure(), price.measure_moving(keep / "scratch")
+        self._model = Model(keep / "scratch", cost, moving)
         dense = self._images.get("random")
         rate = dense.data_bytes / self._model.disk_seconds(dense.path)
-        self.report = Report(keep, _facts(rate), price.measure())
+        self.report = Report(keep, _facts(rate), cost, moving)
 
     def measure(self, cell: matrix.Cell) -> None:
         """Measure each tool of a cell."""
@@ -110,7 +111,7 @@ class _Bench:
             click.echo(f" {result.durable_seconds:.1f} s, CPU {result.cpu_seconds:.1f} s")
             if place.shape.mbit_per_second is None:
                 self._model.forget_disk()
-            runs.append(Run(result, self._model.bound(place, result)))
+            runs.append(Run(result, self._model.bound(tool, place, result)))
         return Row(place, tool, tuple(runs))
 
 

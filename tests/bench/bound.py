@@ -2,7 +2,8 @@
 
 Both ends share one disk and the cores, so: the disk must carry the data in and
 out at once, the link what the target does not have of it, compressed, and the cores
-what the tool itself spent.
+what the work costs at least: what was measured for a GB of each part of it, not what
+the tool took.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from pathlib import Path
 from tests.bench import disk
 from tests.bench.copying import Result
 from tests.bench.images import Image
+from tests.bench.job import Tool
 from tests.bench.place import Place
+from tests.bench.price import Moving, Price
 
 _LEVEL = 3  # what a core does at the rate of a gigabit link
 _SLOW_LEVEL, _SLOW_MBIT = 9, 200
+_GIGA = 10**9
 
 
 @dataclass(frozen=True)
@@ -33,20 +37,42 @@ class Bound:
     part: str
 
 
+def least_cpu_seconds(
+    tool: Tool, place: Place, result: Result, price: Price, moving: Moving
+) -> float:
+    """What the work of a copy costs at least, at both ends together.
+
+    All of the data is read, and what the target did not have is written; what went over
+    the wire and had to is moved, and encrypted if the tool promises that. Who promises
+    a hash computes it over all that is not zero. Compression is the tool's own choice and
+    not counted: it costs CPU and saves some of what is.
+    """
+    content = min(place.image.data_bytes, result.allocated_bytes)
+    written = min(place.new_bytes, content)
+    wire = min(place.new_bytes, result.wire_bytes)
+    on_wire = moving.socket + (price.tls if "tls" in tool.promises else 0)
+    hashed = price.hash if "hash" in tool.promises else 0
+    read = moving.read * place.image.data_bytes
+    return (on_wire * wire + hashed * content + moving.write * written + read) / _GIGA
+
+
 class Model:
     """The least time of copies, from what the parts of this machine can do."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, price: Price, moving: Moving) -> None:
         """Measure the disk by copies to `scratch`, which is removed each time."""
         self._scratch = scratch
+        self._price = price
+        self._moving = moving
         self._disk: dict[Path, float] = {}
         self._shares: dict[tuple[str, int], float] = {}
 
-    def bound(self, place: Place, result: Result) -> Bound:
+    def bound(self, tool: Tool, place: Place, result: Result) -> Bound:
         """The bound of one copy."""
+        cpu = least_cpu_seconds(tool, place, result, self._price, self._moving)
         parts = {
             "disk": sum(self.disk_seconds(file) for file in place.image.files),
-            "cpu": result.cpu_seconds / (os.cpu_count() or 1),
+            "cpu": cpu / (os.cpu_count() or 1),
         }
         payload = place.shape.payload_bytes_per_second
         if payload is not None:

@@ -1,16 +1,22 @@
-"""What the promises of Drover cost on this machine that qemu-img does not make.
+"""What a copy costs at least on this machine: to move bytes, and to keep promises.
 
 Drover encrypts and hashes; qemu-img without TLS does neither. So what is fair to
 ask of Drover, where nothing can be compressed, is at most the CPU that qemu-img
-takes plus what the bare ciphers and hashes of both ends take.
+takes plus what the bare ciphers and hashes of both ends take. Moving bytes, from a disk,
+through a socket and to a disk, nobody is spared.
 """
 
 from __future__ import annotations
 
+import mmap
+import os
+import socket
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -21,6 +27,7 @@ _ROUNDS = 5
 _KEY_BITS = 256  # both ends of Drover's TLS agree on TLS_AES_256_GCM_SHA384
 _RECORD, _TAG, _HEAD, _NONCE = 16384, 16, bytes(5), bytes(12)
 _CHUNK = 1 << 20
+_MOVED = 1 << 30  # bytes of each measurement of moving
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,27 @@ class Price:
     def of_both(self) -> float:
         """Of all promises."""
         return self.tls + self.hash
+
+
+@dataclass(frozen=True)
+class Moving:
+    """CPU seconds for each GB that is moved, in large pieces and with no work on it.
+
+    Attributes:
+        socket: Through a TCP connection over loopback, both ends together.
+        read: From a file, past the page cache.
+        write: To a file whose blocks are there, past the page cache.
+    """
+
+    socket: float
+    read: float
+    write: float
+
+
+def measure_moving(scratch: Path, sample: int = _MOVED) -> Moving:
+    """Measure it, with a file at `scratch`, which is removed."""
+    write, read = _of_file(scratch, sample)
+    return Moving(socket=_of_socket(sample), read=read, write=write)
 
 
 def measure() -> Price:
@@ -80,3 +108,45 @@ def _hasher() -> Callable[[], int]:
         return _CHUNK
 
     return work
+
+
+def _of_socket(sample: int) -> float:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        sending = socket.create_connection(listening.getsockname())
+        receiving, _ = listening.accept()
+    with sending, receiving:
+        reader = threading.Thread(target=_drain, args=(receiving, sample))
+        reader.start()
+        began = time.process_time()
+        piece = bytes(_CHUNK)
+        for _ in range(sample // _CHUNK):
+            sending.sendall(piece)
+        reader.join()
+        return (time.process_time() - began) / sample * _GIGA
+
+
+def _drain(receiving: socket.socket, sample: int) -> None:
+    buffer = bytearray(_CHUNK)
+    while sample > 0 and (count := receiving.recv_into(buffer)):
+        sample -= count
+
+
+def _of_file(scratch: Path, sample: int) -> tuple[float, float]:
+    """Of writing it, and of reading it."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT
+    descriptor = os.open(scratch, flags, 0o600)
+    try:
+        os.posix_fallocate(descriptor, 0, sample)
+        memory = mmap.mmap(-1, _CHUNK)  # as aligned as direct I/O asks for
+        memory.write(bytes([7]) * _CHUNK)
+
+        def cost(work: Callable[[int, list[mmap.mmap], int], int]) -> float:
+            began = time.process_time()
+            for at in range(0, sample, _CHUNK):
+                work(descriptor, [memory], at)
+            return (time.process_time() - began) / sample * _GIGA
+
+        return cost(os.pwritev), cost(os.preadv)
+    finally:
+        os.close(descriptor)
+        scratch.unlink()

@@ -12,18 +12,22 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench import judge
 from tests.bench.place import Place
-from tests.bench.price import Price
+from tests.bench.price import Moving, Price
 from tests.bench.row import Failure, Row
 
 
 class Report:
     """Everything measured so far; written anew after each copy."""
 
-    def __init__(self, directory: Path, facts: dict[str, Any], price: Price) -> None:
+    def __init__(
+        self, directory: Path, facts: dict[str, Any], price: Price, moving: Moving
+    ) -> None:
         self._directory = directory
         self._facts = facts
         self._price = price
+        self._moving = moving
         self._rows: list[Row] = []
         self._failures: list[Failure] = []
 
@@ -36,6 +40,7 @@ class Report:
         measured = {
             "machine": self._facts,
             "promises_cpu_seconds_per_gb": asdict(self._price),
+            "moving_cpu_seconds_per_gb": asdict(self._moving),
             "results": [
                 {
                     **row.as_json(),
@@ -93,10 +98,10 @@ class Report:
         return picture
 
     @property
-    def sound(self) -> bool:
-        """All copies are true, and only where links are cut some were not made."""
-        cut = all(failure.place.shape.cut_seconds for failure in self._failures)
-        return cut and all(row.identical for row in self._rows)
+    def faults(self) -> list[str]:
+        """What is not as it should be, each with its cell and tool."""
+        of_rows = [words for row in self._rows for words in judge.faults(row)]
+        return of_rows + [words for one in self._failures if (words := judge.failed(one))]
 
     def _places(self) -> list[Place]:
         rows, failures = self._rows, self._failures

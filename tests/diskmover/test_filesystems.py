@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import diskmover
 from diskmover.model import Changes, NbdExport
 from tests.diskmover import qemu, stranger, tool
 from tests.diskmover.conftest import Certs
@@ -115,6 +116,37 @@ def test_disks_arrive_and_stay_as_sparse_as_they_can(
         allocated = target.stat().st_blocks * 512
         assert receipt.allocated_bytes == allocated, name
         assert allocated <= receipt.data_bytes + 16 * 4096, f"{name}: holes were filled"
+
+
+def test_a_target_whose_space_was_reserved_keeps_all_of_it(
+    root: Path, copies: Copies, tmp_path: Path
+) -> None:
+    """Holes, zeros that are allocated, and a run of them that is longer than a segment."""
+    noise = os.urandom(3 * MIB)
+    pieces = (MIB, b"a" * 5000), (3 * MIB, bytes(5 * MIB)), (9 * MIB, noise), (76 * MIB, b"z")
+    source = sparse(tmp_path / "source", 76 * MIB + 777, *pieces)
+    size_bytes = source.stat().st_size
+    target, tag = root / "reserved", f"reserved.{root.parent.name}"
+    diskmover.reserve(root, target.name, tag, size_bytes, allocate=True)
+    assert tool.arrived_bytes(root, target.name) >= size_bytes
+    receipt = copies.copy(source, target, size_bytes=size_bytes, tag=tag)
+    assert tool.same(source, target)
+    allocated = target.stat().st_blocks * 512
+    assert allocated >= size_bytes, "space was given back"
+    assert receipt.allocated_bytes == allocated
+    assert receipt.wire_bytes < 4 * MIB, "zeros were sent"
+    target.unlink()
+
+
+def test_it_keeps_all_of_it_behind_dense_data_too(copies: Copies, tmp_path: Path) -> None:
+    """Where blocks are laid ahead of data, zeros that come there give them back else."""
+    source = tool.noise(tmp_path / "source", 70 * MIB)
+    os.truncate(source, 100 * MIB)
+    with filesystem(tmp_path / "fs", ("mkfs.ext4", "-q"), size_bytes=3 * 1024 * MIB) as root:
+        diskmover.reserve(root, "dense", "dense", 100 * MIB, allocate=True)
+        copies.copy(source, root / "dense", size_bytes=100 * MIB, tag="dense")
+        assert tool.same(source, root / "dense")
+        assert (root / "dense").stat().st_blocks * 512 >= 100 * MIB, "space was given back"
 
 
 @pytest.mark.parametrize("root", ["xfs", "btrfs-zstd", "btrfs-nocow"], indirect=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -144,6 +146,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_told_and_the_same_command_goes_on_when_there_is_space(
     certs: Certs, tmp_path: Path, small_disk: Path
 ) -> None:
+    """The room that the error asks for is enough, and not more than what is missing."""
     source = tool.noise(tmp_path / "disk", 32 * MIB)
     ballast = tool.noise(small_disk / "ballast", 20 * MIB)
     serve = Serve(small_disk, certs.options("b"))
@@ -154,7 +157,14 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on_when_there_is_space(
         assert "free space there" in full.err
         assert full.error["offset"] is not None
         assert not (small_disk / "disk").exists()
-        ballast.unlink()
+        told = re.search(r"\(up to (\d+) bytes are still to come\)", full.error["message"])
+        assert told, full.error
+        needed = int(told[1])
+        assert 32 * MIB - tool.arrived_bytes(small_disk, "disk") <= needed
+        assert needed <= 32 * MIB - durable_bytes(small_disk, "disk")
+        free = os.statvfs(small_disk)
+        more = needed + MIB - free.f_bavail * free.f_frsize  # a MiB for what is no data
+        os.truncate(ballast, 20 * MIB - more)
         receipt = tool.push_when_free(*job).receipt
         assert receipt["digest"] == stranger.digest_of(source)
         assert receipt["wire_bytes"] < 30 * MIB, "nothing of the first attempt was used"
