@@ -5,6 +5,7 @@
 //! second copy to the same device sends what has changed.
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -60,8 +61,9 @@ pub fn find(
         let placed = &published.receipt;
         let is_built_on = since == Some(placed.root) && placed.unreadable.is_empty();
         let device = open_as(OFlags::RDONLY).map_err(|e| cannot(spec, "open", e))?;
-        // What is built on is read and hashed anyway.
-        let is_known = || is_built_on || published.is_untouched(stamp(&device));
+        // What is built on is read and hashed anyway, and so is what was not counted.
+        let is_untouched = || published.stamp.is_some() && published.is_untouched(stamp(&device));
+        let is_known = || is_built_on || is_untouched();
         if published.id != id || !is_known() {
             let direct = open_as(OFlags::RDONLY | OFlags::DIRECT).ok();
             prove(&names, device, direct, id, placed, go_on)?;
@@ -184,8 +186,12 @@ fn flat(name: &str) -> String {
 
 /// What changes when it is written to; None when that is not counted.
 fn stamp(device: &File) -> Option<Stamp> {
-    let count = written::of(device).ok().flatten();
-    count.map(|count| count.sum())
+    let same = format!("/proc/self/fd/{}", device.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let direct = rustix::fs::open(same, flags, Mode::empty()).map(File::from);
+    let is_counted = direct.map_or(Ok(true), |direct| written::is_counted(&direct));
+    let count = is_counted.ok()?.then(|| written::of(device).ok().flatten());
+    count.flatten().map(|count| count.sum())
 }
 
 /// Which device this is, for as long as the machine runs.

@@ -504,6 +504,20 @@ fn a_device_replaced_after_its_copy_is_not_taken_for_the_copy() {
 }
 
 #[test]
+fn a_device_whose_writes_were_not_counted_is_read_before_it_is_taken_for_the_copy() {
+    let rig = rig();
+    let source = rig.source("image", CHUNK, &[(0, &noise(8, 1 << 20))]);
+    let target = loops(&rig, CHUNK, 512);
+    let _uncounted = Uncounted::new(&target);
+    let receipts = finish(&copy(&rig, &source, &target, CHUNK)).unwrap();
+    let again = finish(&copy(&rig, &source, &target, CHUNK)).unwrap();
+    assert_eq!(again[0].root, receipts[0].root);
+    target.write(b"unseen", 9);
+    let error = finish(&copy(&rig, &source, &target, CHUNK)).unwrap_err();
+    assert_eq!(error.code, Code::TargetExists, "{error}");
+}
+
+#[test]
 fn what_a_device_has_lost_is_told_by_its_sectors_and_no_bitmap_builds_on_it() {
     for sector in sectors() {
         let rig = rig();
