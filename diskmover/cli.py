@@ -488,20 +488,23 @@ def digest(file: Path | None, nbd: NbdExport | None, as_json: bool) -> None:
 @contextmanager
 def _told(as_json: bool, *, goes_on: bool = False) -> Iterator[None]:
     """Turn errors into words and exit codes; `goes_on` when it can be taken up again."""
+    advice = "; the same command goes on from here" if goes_on else ""
     try:
         yield
     except MoverError as error:
         _fail(error, as_json, goes_on=goes_on and error.retryable)
     except KeyboardInterrupt:
-        advice = "; the same command goes on from here" if goes_on else ""
         click.echo(f"diskmover: interrupted{advice}", err=True)
         sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
+    except OSError as error:  # of the output: all else is told as a MoverError
         # What is still to be flushed there must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        advice = "; the same command goes on from here" if goes_on else ""
-        click.echo(f"diskmover: nobody reads its output any more{advice}", err=True)
-        sys.exit(EXIT_UNAVAILABLE)
+        if isinstance(error, BrokenPipeError):
+            click.echo(f"diskmover: nobody reads its output any more{advice}", err=True)
+            sys.exit(EXIT_UNAVAILABLE)
+        why = error.strerror or error
+        click.echo(f"diskmover: its output cannot be written: {why}{advice}", err=True)
+        sys.exit(EXIT_FAILED)
 
 
 def _fail(error: MoverError, as_json: bool, *, goes_on: bool) -> NoReturn:

@@ -421,6 +421,13 @@ def test_digest_as_json_is_the_canonical_receipt(source: Path, tmp_path: Path) -
     assert tool.run("digest", "--json", tmp_path / "link").out == recomputed.stdout
 
 
+def test_an_output_that_cannot_be_written_is_told_of(source: Path) -> None:
+    on_a_full_disk = ("sh", "-c", 'exec "$@" > /dev/full', "sh")
+    ended = tool.run("digest", source, within=on_a_full_disk)
+    assert ended.err == "diskmover: its output cannot be written: No space left on device\n"
+    assert ended.code == 1
+
+
 def test_serve_says_what_came_and_what_did_not(certs: Certs, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "taken").touch()
