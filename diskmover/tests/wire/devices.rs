@@ -276,21 +276,39 @@ fn written_halfway<T>(content: &[u8], write: impl Fn(&Path) -> T) -> (Rig, Loop,
 
 #[test]
 fn a_device_that_is_never_at_rest_is_refused_in_the_end() {
-    let rig = Rig::new();
     let size = 24 * CHUNK;
-    let source = loops(&rig, size, 512);
-    source.write(&noise(10, size as usize), 0);
-    let push = half_copied(&rig, &source, size);
-    push.set_limit(None).unwrap();
-    let mut count = 0u64;
-    let error = eventually("the copy ends", || {
-        source.write(&count.to_le_bytes(), count % 20 * CHUNK);
-        count += 1;
-        push.wait(Duration::ZERO)
-    })
-    .unwrap_err();
-    assert_eq!(error.code, Code::SourceChanged, "{error}");
-    assert!(!rig.root().join("disk").exists(), "a mix was published");
+    let before = noise(10, size as usize);
+    let place = |count: u64| count % 20 * CHUNK;
+    for _ in 0..ROUNDS {
+        let (rig, source, push, ()) = written_halfway(&before, |path| {
+            let file = File::options().write(true).open(path).unwrap();
+            file.write_all_at(&0u64.to_le_bytes(), place(0)).unwrap();
+        });
+        push.set_limit(None).unwrap();
+        let mut count = 1u64;
+        let ended = eventually("the copy ends", || {
+            source.write(&count.to_le_bytes(), place(count));
+            count += 1;
+            push.wait(Duration::ZERO)
+        });
+        let target = rig.root().join("disk");
+        let Err(error) = ended else {
+            // The test was kept from writing for as long as a whole pass takes.
+            let mut state = before.clone();
+            let placed = std::fs::read(target).unwrap();
+            let is_whole = (0..count).any(|count| {
+                let at = place(count) as usize;
+                state[at..at + 8].copy_from_slice(&count.to_le_bytes());
+                placed[at..at + 8] == state[at..at + 8] && placed == state
+            });
+            assert!(is_whole, "a mix was published");
+            continue;
+        };
+        assert_eq!(error.code, Code::SourceChanged, "{error}");
+        assert!(!target.exists(), "a mix was published");
+        return;
+    }
+    panic!("it was at rest for a whole pass, {ROUNDS} times");
 }
 
 #[test]
