@@ -497,6 +497,8 @@ def _told(as_json: bool, *, goes_on: bool = False) -> Iterator[None]:
         click.echo(f"diskmover: interrupted{advice}", err=True)
         sys.exit(EXIT_INTERRUPTED)
     except OSError as error:  # of the output: all else is told as a MoverError
+        if error.filename is not None:
+            raise
         # What is still to be flushed there must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):

@@ -156,7 +156,7 @@ impl Receiver {
         Ok((phase, session.progress(), receipts))
     }
 
-    /// A session.
+    /// A session, for tests that look into it or hold something of it.
     #[cfg(test)]
     pub fn session(&self, id: &str) -> Option<Arc<crate::session::Session>> {
         lock(&self.shared.registry).sessions.get(id).cloned()

@@ -1,8 +1,9 @@
 //! A file that a copy writes: a part, a block device, or a journal.
 //!
 //! All writes, zeroing and syncing of a receiver's own files go through here; what
-//! happens to their names goes through naming.rs. These are the seams where tests cut the power (power.rs) and break storage or
-//! slow it down (faults.rs); neither exists in other builds.
+//! happens to their names goes through naming.rs. These are the seams where tests cut
+//! the power (power.rs) and break storage or slow it down (faults.rs); neither exists in
+//! other builds.
 
 use std::fs::File;
 use std::io;

@@ -29,3 +29,4 @@ mod rig;
 mod sample;
 mod seeds;
 mod stalled;
+mod watched;
