@@ -10,6 +10,7 @@ mod outgoing;
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::ops::Range;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -146,6 +147,21 @@ impl Link {
     /// Fills `out` with payload.
     pub fn recv_payload(&self, out: &mut [u8]) -> Result<()> {
         self.recv(out, Instant::now() + FRAME_TIMEOUT)
+    }
+
+    /// Fills `out` with payload, and shows each of `pieces` of it as soon as it is there.
+    pub fn recv_pieces(
+        &self,
+        out: &mut [u8],
+        pieces: impl Iterator<Item = Range<usize>>,
+        mut seen: impl FnMut(&mut [u8]),
+    ) -> Result<()> {
+        let deadline = Instant::now() + FRAME_TIMEOUT;
+        for piece in pieces {
+            self.recv(&mut out[piece.clone()], deadline)?;
+            seen(&mut out[piece]);
+        }
+        Ok(())
     }
 
     /// The payload of a header of a small frame.

@@ -10,7 +10,7 @@ use crossbeam_channel::SendTimeoutError;
 use super::worker::{Cargo, Job};
 use super::{OPEN_TO_ALL, Session, TICK};
 use crate::base::{self, Mask};
-use crate::digest::{self, Bitmap};
+use crate::digest::{self, Bitmap, ChunkHasher};
 use crate::error::{Code, MoverError, Result};
 #[cfg(test)]
 use crate::faults::{self, Op};
@@ -98,14 +98,21 @@ impl Session {
         let Some(mut buffer) = self.buffer(link)? else {
             return Ok(false);
         };
-        if link.recv_payload(&mut buffer[..body]).is_err() {
-            return Ok(false);
-        }
-        #[cfg(test)]
+        let is_plain = header.codec != CODEC_ZSTD && !is_patch;
+        let mut hasher = is_plain.then(|| ChunkHasher::new(&bitmap));
+        let arrived = |piece: &mut [u8]| {
+            #[cfg(test)]
+            self.spoil(&header, piece);
+            if let Some(hasher) = &mut hasher {
+                hasher.update(piece);
+            }
+        };
+        let strides = digest::strides(body);
+        if link
+            .recv_pieces(&mut buffer[..body], strides, arrived)
+            .is_err()
         {
-            let spec = &self.specs[usize::from(header.volume)];
-            let path = spec.root.join(&spec.name);
-            faults::in_memory(&path, Op::Arrive, header.offset, &mut buffer[..body]);
+            return Ok(false);
         }
         if !is_misfit
             && !is_patch
@@ -116,7 +123,7 @@ impl Session {
         let cargo = match (is_misfit, is_patch) {
             (true, _) => Cargo::Misfit,
             (false, true) => Cargo::Patch(mask, bitmap, buffer, body),
-            (false, false) => Cargo::Data(bitmap, buffer, body),
+            (false, false) => Cargo::Data(bitmap, buffer, body, hasher.map(ChunkHasher::finish)),
         };
         Ok(self.push(link, header, cargo))
     }
@@ -209,6 +216,15 @@ impl Session {
         // in an earlier one.
         let text = "the receiver has restarted meanwhile; copy again to go on";
         MoverError::new(Code::SessionUnknown, text).at_receiver()
+    }
+}
+
+#[cfg(test)]
+impl Session {
+    fn spoil(&self, header: &Header, piece: &mut [u8]) {
+        let spec = &self.specs[usize::from(header.volume)];
+        let path = spec.root.join(&spec.name);
+        faults::in_memory(&path, Op::Arrive, header.offset, piece);
     }
 }
 

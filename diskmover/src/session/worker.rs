@@ -34,8 +34,9 @@ pub(super) enum Cargo {
     Zeros,
     /// What a chunk holds: its hash, and its blocks'.
     Hashes(Vec<Hash>),
-    /// A chunk: its bitmap, its data and the length of that.
-    Data(Bitmap, Buffer, usize),
+    /// A chunk: its bitmap, its data and the length of that; its hash, which was made as it
+    /// arrived, unless it is packed.
+    Data(Bitmap, Buffer, usize, Option<Hash>),
     /// Blocks of a chunk: which ones, then as above.
     Patch(Mask, Bitmap, Buffer, usize),
     /// Blocks of a chunk that its bitmap cannot be about: one of the two is spoilt.
@@ -134,8 +135,8 @@ impl Session {
         match cargo {
             Cargo::Zeros => self.place_zeros(header),
             Cargo::Hashes(hashes) => self.place_from_base(header, &hashes, memory),
-            Cargo::Data(bitmap, buffer, body) => {
-                self.place_data(header, &bitmap, &buffer[..body], memory)
+            Cargo::Data(bitmap, buffer, body, hash) => {
+                self.place_data(header, &bitmap, &buffer[..body], hash, memory)
             }
             Cargo::Patch(mask, bitmap, buffer, body) => {
                 self.place_patch(header, mask, &bitmap, &buffer[..body], memory)
@@ -152,6 +153,7 @@ impl Session {
         header: &Header,
         bitmap: &Bitmap,
         body: &[u8],
+        hash: Option<Hash>,
         memory: &mut Memory,
     ) -> Placed {
         let Some(target) = self.target(header) else {
@@ -164,7 +166,7 @@ impl Session {
             &mut memory.unpacked,
             &mut memory.decoder,
         )?;
-        let hash = digest::chunk_hash(bitmap, data);
+        let hash = hash.unwrap_or_else(|| digest::chunk_hash(bitmap, data));
         if !header.is_authentic(&self.keys.frame, &hash) {
             let text = "the chunk does not match its authenticator";
             return Err(Refused::Corrupt(text.to_owned()));
