@@ -1,6 +1,8 @@
-//! The only unsafe code: aligned memory, the page cache, open-file-description locks,
-//! TCP_INFO, shared blocks and I/O priorities.
+//! The only unsafe code: aligned memory (lines.rs too), the page cache,
+//! open-file-description locks, TCP_INFO, shared blocks and I/O priorities.
 #![allow(unsafe_code)]
+
+mod lines;
 
 use std::ffi::c_void;
 use std::io;
