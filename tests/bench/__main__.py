@@ -100,6 +100,9 @@ class _Bench:
             self._images.drop(name)
 
     def _row(self, copying: Copying, place: Place, tool: Tool) -> Row | Failure:
+        is_unshaped = place.shape.mbit_per_second is None
+        if is_unshaped:
+            self._model.measure_disk(place.image)
         runs = []
         for _ in range(self._repeat or place.cell.times(tool.name)):
             click.echo(f"{place.title}: {tool.name}", nl=False)
@@ -109,8 +112,8 @@ class _Bench:
                 click.echo(f" FAILED: {failed}")
                 return Failure(place, tool, str(failed))
             click.echo(f" {result.durable_seconds:.1f} s, CPU {result.cpu_seconds:.1f} s")
-            if place.shape.mbit_per_second is None:
-                self._model.forget_disk()
+            if is_unshaped:
+                self._model.measure_disk(place.image)
             runs.append(Run(result, self._model.bound(tool, place, result)))
         return Row(place, tool, tuple(runs))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from tests.bench import disk
 from tests.bench.copying import Result
@@ -64,7 +65,7 @@ class Model:
         self._scratch = scratch
         self._price = price
         self._moving = moving
-        self._disk: dict[Path, float] = {}
+        self._disk: dict[Path, list[float]] = {}
         self._shares: dict[tuple[str, int], float] = {}
 
     def bound(self, tool: Tool, place: Place, result: Result) -> Bound:
@@ -82,16 +83,18 @@ class Model:
         part = max(parts, key=lambda name: parts[name])
         return Bound(max(parts[part], 1e-3), part)
 
-    def forget_disk(self) -> None:
-        """Measure the disk anew when it is asked for: others use it too, so what it
-        gives changes within minutes."""
-        self._disk.clear()
+    def measure_disk(self, image: Image) -> None:
+        """Measure the disk anew: others use it too, so what it gives changes within
+        minutes. Done before and after a copy, its bound is the mean of the two."""
+        for file in image.files:
+            found = self._disk.get(file, [])
+            self._disk[file] = [*found[-1:], disk.copy_seconds(file, self._scratch)]
 
     def disk_seconds(self, file: Path) -> float:
         """What the disk needs for the data of a file, as it lies there."""
         if file not in self._disk:
-            self._disk[file] = disk.copy_seconds(file, self._scratch)
-        return self._disk[file]
+            self._disk[file] = [disk.copy_seconds(file, self._scratch)]
+        return fmean(self._disk[file])
 
     def _share(self, image: Image, level: int) -> float:
         key = (image.name, level)

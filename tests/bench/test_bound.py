@@ -61,10 +61,22 @@ def test_the_slowest_part_is_the_bound(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     for disk, part, seconds in ((1.0, "cpu", 5555.5), (9999.0, "disk", 9999.0)):
         monkeypatch.setattr("tests.bench.disk.copy_seconds", lambda *_, disk=disk: disk)
-        model.forget_disk()
+        for _ in range(2):
+            model.measure_disk(place().image)
         bound = model.bound(DROVER, place(), result())
         assert bound.part == part
         assert bound.seconds == pytest.approx(seconds)
+
+
+def test_the_disk_is_what_it_was_before_and_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model(tmp_path / "scratch", PRICE, MOVING)
+    image = place().image
+    for measured, mean in ((9.0, 9.0), (4.0, 6.5), (2.0, 3.0)):
+        monkeypatch.setattr("tests.bench.disk.copy_seconds", lambda *_, found=measured: found)
+        model.measure_disk(image)
+        assert model.disk_seconds(image.path) == pytest.approx(mean)
 
 
 def test_moving_bytes_can_be_measured_here(tmp_path: Path) -> None:
