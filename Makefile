@@ -17,7 +17,7 @@ PACKAGES := python3-venv pkg-config gcc libc6-dev libvirt-dev qemu-utils \
 # What `make bench` compares with, and draws with.
 BENCH_PACKAGES := rsync openssh-client openssh-server libnbd-bin zstd gnuplot-nox
 PROTOS   := $(shell find proto/controlplane proto/hostd -name '*.proto' | sort)
-CRATE    := $(shell find diskmover \( -name target -o -name fuzz -o -name tests \) -prune -o \( -name '*.rs' -o -name 'Cargo.*' \) -print)
+CRATE    := .cargo/config.toml $(shell find diskmover \( -name target -o -name fuzz -o -name tests \) -prune -o \( -name '*.rs' -o -name 'Cargo.*' \) -print)
 
 .PHONY: help
 help: ## list the targets
@@ -44,7 +44,7 @@ $(VENV)/.locked: requirements.lock
 	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: Python 3.11 or newer is needed (PYTHON=...)" >&2; exit 1; }
 	@$(BIN)/pip install -q --disable-pip-version-check uv
-	@$(BIN)/uv pip install -q --require-hashes -r requirements.lock
+	@$(BIN)/uv pip install -q --compile-bytecode --require-hashes -r requirements.lock
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.locked pyproject.toml $(CRATE)
