@@ -162,8 +162,8 @@ impl ChunkHasher {
 }
 
 /// The pieces in which `len` bytes of marked blocks are hashed fastest, as they come: with
-/// the bitmap before them each ends where a subtree of BLAKE3 does, which keeps all lanes
-/// of the processor busy.
+/// the bitmap before them each but the last ends where a subtree of BLAKE3 does, which keeps
+/// all lanes of the processor busy.
 pub fn strides(len: usize) -> impl Iterator<Item = Range<usize>> {
     let first = 0..len.min(STRIDE - size_of::<Bitmap>());
     successors(Some(first), move |last| {

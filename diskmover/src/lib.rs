@@ -3,7 +3,7 @@
 //! ```text
 //! sender                                         receiver
 //! plan -> readers -> workers -> connections  =>  connections -> workers -> part
-//!         (pread)    (scan, hash, zstd)   N x TLS   (check)    (unpack, hash, pwrite)
+//!         (pread)    (scan, hash, zstd)   N x TLS   (check, hash) (unpack, pwrite)
 //!                                                              barrier -> journal
 //! ```
 //! Threads block and queues are bounded; the buffer pool of each side is the

@@ -5,10 +5,9 @@
 //!    |                               | any error
 //!    +---------close---------------->+------------------> FAILED
 //! ```
-//! Threads of a session: one for each connection (intake.rs), which checks frames,
-//! fills buffers and hashes what is not packed while it is in the cache; workers
-//! (worker.rs), which unpack, verify and write; readers
-//! (proving.rs), which read back what is durable, where that is wanted; and the keeper
+//! Threads of a session: one for each connection (intake.rs), which checks frames, fills
+//! buffers and hashes what is not packed; workers (worker.rs), which unpack, verify and write;
+//! readers (proving.rs), which read back what is durable, where that is wanted; and the keeper
 //! (keeper.rs), which alone opens, syncs and publishes targets.
 
 mod account;

@@ -1,4 +1,4 @@
-//! The only unsafe code: aligned memory (lines.rs too), the page cache,
+//! The only unsafe code: aligned memory, the allocator (lines.rs), the page cache,
 //! open-file-description locks, TCP_INFO, shared blocks and I/O priorities.
 #![allow(unsafe_code)]
 

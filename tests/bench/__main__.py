@@ -59,7 +59,7 @@ def main(
     cells = matrix.choose(matrix.QUICK if quick else matrix.FULL, images, links, tools)
     if not cells:
         raise click.UsageError("no cell has these; name an image and a link")
-    # An installed tool has its bytecode beside it, and need not compile itself at each start.
+    # Tools may keep their bytecode, as installed ones do: none compiles itself at each start.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and leave nothing behind
     keep = keep.resolve()

@@ -85,7 +85,7 @@ class Model:
 
     def measure_disk(self, image: Image) -> None:
         """Measure the disk anew: others use it too, so what it gives changes within
-        minutes. Done before and after a copy, its bound is the mean of the two."""
+        minutes. Whoever does so before and after a copy gets the mean of both as its bound."""
         for file in image.files:
             found = self._disk.get(file, [])
             self._disk[file] = [*found[-1:], disk.copy_seconds(file, self._scratch)]
