@@ -93,7 +93,7 @@ FUZZ_FLAGS   := -Cpasses=sancov-module \
 SECONDS_EACH ?= 60
 
 .PHONY: fuzz
-fuzz: ## fuzz what reads bytes of others with libFuzzer (SECONDS_EACH=60; needs g++)
+fuzz: setup ## fuzz what reads bytes of others: libFuzzer and Hypothesis (SECONDS_EACH=60; needs g++)
 	cd diskmover/fuzz && RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --quiet --release --target $(FUZZ_TRIPLE)
 	@for target in $(FUZZ_TARGETS); do \
 	  mkdir -p build/fuzz/$$target; echo "fuzz: $$target"; \
@@ -101,6 +101,7 @@ fuzz: ## fuzz what reads bytes of others with libFuzzer (SECONDS_EACH=60; needs 
 	    -timeout=10 -rss_limit_mb=1024 -verbosity=0 -print_final_stats=1 -artifact_prefix=build/fuzz/$$target- \
 	    build/fuzz/$$target diskmover/tests/fuzz/corpus/$$target; \
 	done
+	@echo "fuzz: qcow2 headers"; FUZZ_EXAMPLES=$$(($(SECONDS_EACH) * 300)) $(BIN)/python -m pytest -q tests/hostd/test_hostile_headers.py
 
 # A file goes to a worker whole, in the order of tests/conftest.py. Tests wait as much
 # as they compute, so there are more workers than the two processors of a small machine.

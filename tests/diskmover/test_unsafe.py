@@ -43,7 +43,7 @@ def test_the_compiler_refuses_it_elsewhere() -> None:
 def test_each_use_says_why_it_is_sound(path: Path) -> None:
     lines = path.read_text().splitlines()
     used = [number for number, line in enumerate(lines) if re.search(r"\bunsafe (\{|impl)", line)]
-    assert len(used) >= 5
+    assert len(used) > 5
     for number in used:
         above = number - 1
         while lines[above].strip().startswith("//") and "SAFETY:" not in lines[above]:

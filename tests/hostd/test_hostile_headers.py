@@ -6,6 +6,7 @@ it finds is possible.
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hostd.disks.qcow2 import MAGIC, Qcow2Error, Qcow2Header, parse_header
+
+# `make fuzz` asks for more.
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
 
 
 def header(
@@ -118,7 +122,7 @@ def test_headers_that_are_broken_in_one_place_are_refused(name: str) -> None:
     st.sampled_from([*REAL.values(), *BROKEN.values()]),
     st.lists(st.tuples(st.integers(0, 639), st.binary(min_size=1, max_size=8)), max_size=3),
 )
-@settings(max_examples=300)
+@settings(max_examples=EXAMPLES)
 def test_any_change_to_them_is_understood_or_refused(
     data: bytes, changes: list[tuple[int, bytes]]
 ) -> None:
@@ -128,11 +132,12 @@ def test_any_change_to_them_is_understood_or_refused(
 
 
 @given(headers | st.binary(max_size=700) | st.binary(max_size=600).map(lambda b: MAGIC + b))
-@settings(max_examples=300)
+@settings(max_examples=EXAMPLES)
 def test_a_qcow2_header_is_understood_or_refused(data: bytes) -> None:
     looked_into(data)
 
 
 @given(headers, st.integers(0, 700))
+@settings(max_examples=EXAMPLES)
 def test_a_qcow2_header_cut_short_is_understood_or_refused(data: bytes, length: int) -> None:
     looked_into(data[:length])
